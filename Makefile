@@ -1,0 +1,61 @@
+# `make help` says what there is. Stamps in runs/<profile>/ are named after the content of all that a notebook depends on, so nothing
+# here compares times: a run is redone just when its notebook, profile section, code, data or pinned versions have changed.
+
+PROFILE ?= laptop
+PYTHON  ?= python3
+VENV    ?= .venv
+RUN     := $(VENV)/bin/python
+RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce smoke test lab figures setup lock clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PROFILE=name takes notebooks/profiles/name.yaml (default: laptop); -j2 runs two notebooks at once; -n shows the work."
+
+ifneq ($(filter reproduce,$(MAKECMDGOALS)),)
+STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(PYTHON) -m sesa.notebooks stamps $(PROFILE)))
+$(if $(STAMPS),,$(error nothing to run, see the message above))
+endif
+
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: TIME)
+	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
+
+# The claims come last: they are joined from what all other notebooks leave.
+CLAIMS := $(filter $(RUNS)/10_claims.%,$(STAMPS))
+$(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
+$(STAMPS): | $(VENV)/ready
+	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
+
+smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (TIME)
+	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
+
+test: $(VENV)/ready  ## all tests (TIME)
+	$(RUN) -m pytest
+
+lab: $(VENV)/ready  ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+figures: $(VENV)/ready  ## draw all figures of PROFILE anew from recorded results, without any experiment (TIME)
+	@for n in notebooks/[0-9]*.ipynb; do \
+		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
+
+setup: $(VENV)/ready  ## create the environment in .venv from requirements.lock (TIME)
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+lock:  ## write requirements.lock anew from pyproject.toml with the newest versions (for maintainers)
+	rm -rf runs/lock && $(PYTHON) -m venv runs/lock && runs/lock/bin/pip install --quiet .
+	runs/lock/bin/pip freeze --exclude sesa | sed 's/+cpu$$//' > requirements.lock
+	rm -rf runs/lock build
+
+clean:  ## remove the environment, all runs, and figures that git does not keep
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .hypothesis
+	git clean -qfdX figures

@@ -1,0 +1,114 @@
+"""The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule. Nothing is typed by hand.
+
+A notebook measures a claim with `measure` and stores it with `save_claims`; `claims_table` joins all of a profile's with the paper's.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sesa.metrics import bootstrap_interval
+from sesa.runs import ROOT, home, verified_text, write_atomic
+
+PAPER = ROOT / "data" / "paper_claims.csv"
+MIN_SEEDS = 3  # no verdict on fewer
+NOT_RUN = "not run at this scale"
+
+
+def paper_claims() -> pd.DataFrame:
+    """The paper's numbers, one row a claim, indexed by `id`.
+
+    Raises:
+        DataError: the file is missing or is not the one recorded in SHA256SUMS.
+    """
+    return pd.read_csv(io.StringIO(verified_text(PAPER))).set_index("id", drop=False)
+
+
+def measure(claim: str, setting: str, baseline: Sequence[float], value: Sequence[float], seeds: Sequence[int]) -> dict:
+    """One measured claim: both arms' means, and the effect with its 95% interval.
+
+    Args:
+        claim: its id in `paper_claims.csv`, which also says whether the effect is a ratio or a difference.
+        setting: what of our setting a reader must know, e.g. "T=1".
+        baseline, value: the two arms on the same problems, one number per (seed, problem), in the same order.
+        seeds: the seed of each.
+
+    Raises:
+        KeyError: the paper makes no such claim.
+    """
+    kind = paper_claims().loc[claim, "effect_kind"]
+    paired = [v / b if kind == "ratio" else v - b for b, v in zip(baseline, value, strict=True)]
+    effect, low, high = bootstrap_interval(paired, seeds)
+    return {
+        "id": claim,
+        "setting": setting,
+        "baseline": bootstrap_interval(baseline, seeds)[0],
+        "value": bootstrap_interval(value, seeds)[0],
+        "effect": effect,
+        "low": low,
+        "high": high,
+        "seeds": len(set(seeds)),
+        "clusters": len(seeds),
+    }
+
+
+def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int) -> str:
+    """Of an effect, measured with interval (low, high), beside the paper's.
+
+    reproduced: it has the paper's sign beyond doubt (the interval excludes no effect) and is as large (the paper's effect lies within or
+    below the interval, in absolute terms). direction only: the sign, but smaller. not reproduced: the interval holds no effect, or
+    excludes the paper's sign. not judged: fewer than 3 seeds.
+    """
+    if seeds < MIN_SEEDS:
+        return "not judged"
+    nothing = 1.0 if kind == "ratio" else 0.0
+    if paper_effect < nothing:  # look at it in the mirror
+        paper_effect, low, high = -paper_effect, -high, -low
+        nothing = -nothing
+    if low <= nothing:
+        return "not reproduced"
+    return "reproduced" if high >= paper_effect else "direction only"
+
+
+def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFrame:
+    """Writes the claims that a notebook measured to `figures/<profile>/<NN>_claims.csv`; returns them as a table."""
+    table = pd.DataFrame(rows)
+    write_atomic(_folder(profile) / f"{notebook[:2]}_claims.csv", table.to_csv(index=False, lineterminator="\n"))
+    return table
+
+
+def claims_table(profile: str) -> pd.DataFrame:
+    """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
+    paper = paper_claims()
+    measured = [pd.read_csv(path) for path in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))]
+    ours = pd.concat(measured) if measured else pd.DataFrame(columns=["id"])
+    table = paper.reset_index(drop=True).merge(ours, on="id", how="left")
+    table["verdict"] = [
+        NOT_RUN if pd.isna(r["effect"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
+        for r in table.to_dict("records")
+    ]
+    return table
+
+
+def claims_markdown(table: pd.DataFrame) -> str:
+    """The table of `claims_table` for people, as Markdown."""
+    lines = [
+        "| claim | paper: baseline → method (effect) | setting | ours: baseline → method | effect [95% interval] | seeds | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in table.to_dict("records"):
+        sign = "×{:.3g}" if r["effect_kind"] == "ratio" else "{:+.2f}"
+        stated = "" if pd.isna(r["paper_value"]) else f"{r['paper_baseline']:g} → {r['paper_value']:g} "
+        paper = f"{stated}({sign.format(r['paper_effect'])})"
+        ours = ["", "", "", ""]
+        if r["verdict"] != NOT_RUN:
+            interval = f"{sign.format(r['effect'])} [{sign.format(r['low'])}, {sign.format(r['high'])}]"
+            ours = [r["setting"], f"{r['baseline']:.3g} → {r['value']:.3g}", interval, str(int(r["seeds"]))]
+        lines.append(f"| {r['where']}, {r['metric']}: {r['arm']} over {r['baseline_arm']} | {paper} | {' | '.join(ours)} | {r['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _folder(profile: str) -> Path:
+    return home() / "figures" / profile

@@ -1,0 +1,43 @@
+"""Where tokens come from. An engine is one method, `generate`; what it returns is a list of `Completion`s."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine wrote after one prompt.
+
+    `logprobs[t]` is the natural logarithm of the probability of `ids[t]` given `prompt_ids + ids[:t]` at the sampling
+    temperature, before top-p cuts the tail. An engine that sees no tokens (an endpoint) leaves the three tuples empty.
+    """
+
+    text: str  # without the stop string
+    stopped: bool  # False: cut off after max_tokens
+    prompt_ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()  # with the token that stopped it, so that a policy can learn to stop
+    logprobs: tuple[float, ...] = ()
+
+
+class Engine(Protocol):
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        stop: str,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        share: Sequence[object] | None = None,
+    ) -> list[Completion]:
+        """One completion per prompt, in order.
+
+        seeds: one non-negative integer per prompt; equal seed, prompt and weights give an equal completion, whatever else is in the batch
+            (up to the rounding of a batched matrix product).
+        stop: the completion ends before this string.
+        temperature: divides the logits; 0 is greedy. top_p: nucleus sampling, 1 is off.
+        share: one label per prompt; prompts of one label have a common beginning worth computing once.
+        """
+        ...

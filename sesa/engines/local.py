@@ -1,0 +1,240 @@
+"""The engine for a model in this process: any transformers causal LM, batched, with the key-value cache kept between calls.
+
+What makes sequential sampling cheap is here. A growing list is one sequence: each prompt of the next call is the text of the last
+one, what was written, and a separator. So the cache of the last call is kept, and of every prompt that goes on from it only the new
+tokens are computed: one cache for a whole group. And prompts with a common beginning (`share`) have that computed once.
+
+Tokens that were sampled are never tokenized again: text is matched, and only what was added to it is encoded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from sesa.engines import Completion
+
+
+@dataclass
+class _Rows:
+    """Sequences that grow side by side in one cache. `ids[r][: fed[r]]` is in the cache, in the columns where `mask[r]` is 1."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    fed: list[int]
+    mask: torch.Tensor  # (rows, columns), 1: a token of this row, 0: a gap (rows advance together, so shorter ones have gaps)
+    cache: DynamicCache
+
+    def take(self, rows: Sequence[int]) -> "_Rows":
+        """A copy of the given rows, which may repeat."""
+        rows = list(rows)
+        self.cache.batch_select_indices(torch.tensor(rows, device=self.mask.device))
+        return _Rows(
+            [self.texts[r] for r in rows],
+            [list(self.ids[r]) for r in rows],
+            [self.fed[r] for r in rows],
+            self.mask[rows],
+            self.cache,
+        )
+
+
+class LocalEngine:
+    """`generate` over a model in this process; see `sesa.engines.Engine`.
+
+    max_batch: rows computed at once; lower it when memory runs out.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 512):
+        self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
+        self._kept: dict[int, _Rows] = {}  # of the last call, by chunk of max_batch rows
+        self._weights = None
+        self._stops: dict[str, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        stop: str,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        share: Sequence[object] | None = None,
+    ) -> list[Completion]:
+        """See `sesa.engines.Engine.generate`. Without `share`, equal prompts share all.
+
+        Raises:
+            ValueError: a temperature below 0, a top_p outside (0, 1], lengths that differ, no token that contains `stop`.
+        """
+        share = list(prompts if share is None else share)
+        if not len(prompts) == len(seeds) == len(share):
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds and {len(share)} labels to share by: give one of each per prompt")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"temperature must be >= 0 and top_p in (0, 1], not {temperature} and {top_p}")
+        weights = sum(p._version for p in self.model.parameters())  # changes when an optimiser steps
+        if weights != self._weights:
+            self._kept, self._weights = {}, weights
+        completions, self._kept, kept = [], {}, self._kept
+        for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
+            part = slice(start, start + self.max_batch)
+            rows = self._continue(kept.pop(chunk, None), prompts[part]) or self._start(prompts[part], share[part])
+            logits = self._feed(rows)
+            completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
+            self._kept[chunk] = rows
+        return completions
+
+    # -------------------------------------------------------------------------------------------------- before decoding
+
+    def _continue(self, rows: _Rows | None, prompts: Sequence[str]) -> _Rows | None:
+        """The kept rows with what the prompts add to them; None unless every prompt continues the row of its place."""
+        if rows is None or len(prompts) > len(rows.texts):
+            return None
+        if not all(p.startswith(t) for p, t in zip(prompts, rows.texts, strict=False)):
+            return None
+        if len(prompts) < len(rows.texts):
+            rows = rows.take(range(len(prompts)))
+        for r, prompt in enumerate(prompts):
+            rows.ids[r] += self._encode(prompt[len(rows.texts[r]) :])
+            rows.texts[r] = prompt
+        return rows
+
+    def _start(self, prompts: Sequence[str], share: Sequence[object]) -> _Rows:
+        """New rows. What all prompts of a label begin with is computed once, and copied."""
+        unique = {text: self._encode(text) for text in dict.fromkeys(prompts)}
+        ids = [unique[p] for p in prompts]
+        if not all(ids):
+            raise ValueError("an empty prompt: there is no token to start from")
+        common: dict[object, list[int]] = {}
+        for row, label in zip(ids, share, strict=True):
+            common[label] = _common_prefix(common.get(label, row), row)
+        labels = list(common)
+        for label, row in zip(share, ids, strict=True):  # each row must have a token left to feed, for its logits
+            common[label] = common[label][: len(row) - 1]
+        rows = _Rows([""] * len(labels), [common[x] for x in labels], [0] * len(labels), self._empty(len(labels)), DynamicCache())
+        if len(labels) < len(prompts) and any(common.values()):
+            self._feed(rows)
+            index = {label: i for i, label in enumerate(labels)}
+            rows = rows.take([index[label] for label in share])
+        else:
+            rows = _Rows([], [], [0] * len(prompts), self._empty(len(prompts)), DynamicCache())
+        rows.texts, rows.ids = list(prompts), [list(row) for row in ids]
+        return rows
+
+    def _empty(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    # --------------------------------------------------------------------------------------------------------- decoding
+
+    def _feed(self, rows: _Rows) -> torch.Tensor:
+        """Computes all tokens not in the cache yet; returns the logits after each row's last token, (rows, vocabulary), float32."""
+        new = [ids[fed:] for ids, fed in zip(rows.ids, rows.fed, strict=True)]
+        width = max(map(len, new))
+        tokens = torch.zeros(len(new), width, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for r, row in enumerate(new):
+            tokens[r, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[r, : len(row)] = 1
+        rows.fed = [len(ids) for ids in rows.ids]
+        logits = self._forward(rows, tokens.to(rows.mask.device), mask.to(rows.mask.device))
+        last = mask.sum(1).sub(1).clamp(min=0).to(logits.device)
+        return logits[torch.arange(len(new), device=logits.device), last].float()
+
+    def _forward(self, rows: _Rows, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        before = rows.mask.sum(1, keepdim=True)
+        rows.mask = torch.cat([rows.mask, mask], 1)
+        return self.model(
+            input_ids=tokens,
+            attention_mask=rows.mask,
+            position_ids=(before + mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=rows.cache,
+            use_cache=True,
+        ).logits
+
+    def _decode(self, rows, logits, seeds, stop, max_tokens, temperature, top_p) -> list[Completion]:
+        n, device = len(rows.ids), logits.device
+        # One stream of uniforms per row: what a row draws does not depend on the rows beside it.
+        uniform = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(max_tokens) for seed in seeds])
+        uniform = torch.from_numpy(uniform).to(device)
+        stops = self._stop_tokens(stop)
+        sampled, logprobs, alive = [], [], torch.ones(n, dtype=torch.bool, device=device)
+        lengths = torch.zeros(n, dtype=torch.long, device=device)
+        for t in range(max_tokens):
+            token, logprob = sample(logits, uniform[:, t], temperature, top_p)
+            sampled.append(token)
+            logprobs.append(logprob)
+            lengths += alive
+            alive = alive & ~stops[token]
+            if t + 1 == max_tokens or not alive.any():
+                break
+            logits = self._forward(rows, token[:, None], alive[:, None].long())[:, -1].float()
+        sampled, logprobs = torch.stack(sampled, 1).tolist(), torch.stack(logprobs, 1).tolist()
+        completions = []
+        for r, (length, unfinished) in enumerate(zip(lengths.tolist(), alive.tolist(), strict=True)):
+            ids = sampled[r][:length]
+            written = self.tokenizer.decode(ids, skip_special_tokens=True)
+            completions.append(
+                Completion(
+                    text=written.split(stop)[0],
+                    stopped=not unfinished,
+                    prompt_ids=tuple(rows.ids[r]),
+                    ids=tuple(ids),
+                    logprobs=tuple(logprobs[r][:length]),
+                )
+            )
+            # The last token of a row is in its ids, not in the cache: it is computed when the row goes on.
+            rows.fed[r] = len(rows.ids[r]) + length - 1
+            rows.ids[r] = rows.ids[r] + ids
+            rows.texts[r] += written
+        return completions
+
+    def _stop_tokens(self, stop: str) -> torch.Tensor:
+        """(vocabulary,) of bool: the tokens that end a completion, those that contain `stop` and the end of the sequence."""
+        if stop not in self._stops:
+            size = self.model.get_output_embeddings().weight.shape[0]
+            texts = self.tokenizer.batch_decode([[i] for i in range(min(size, len(self.tokenizer)))])
+            ends = torch.zeros(size, dtype=torch.bool)
+            ends[: len(texts)] = torch.tensor([stop in text for text in texts])
+            if not ends.any():
+                raise ValueError(f"no token of this tokenizer contains the stop string {stop!r}; choose one that a token contains")
+            if self.tokenizer.eos_token_id is not None:
+                ends[self.tokenizer.eos_token_id] = True
+            self._stops[stop] = ends.to(self.model.device)
+        return self._stops[stop]
+
+
+def _common_prefix(a: list[int], b: list[int]) -> list[int]:
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:n]
+
+
+def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row by inverting the distribution function.
+
+    Args:
+        logits: (rows, vocabulary), float32.
+        uniform: (rows,) in [0, 1).
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: only the fewest most likely tokens with at least this probability together can be drawn; 1 is off.
+
+    Returns:
+        tokens (rows,) and their natural log-probabilities (rows,) at this temperature, before top-p.
+    """
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        token = logprobs.argmax(-1)
+    else:
+        p = logprobs.exp().double()
+        if top_p < 1:
+            ordered, index = p.sort(dim=-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= top_p] = 0  # the mass before a token: the one that crosses top_p stays
+            p = torch.zeros_like(p).scatter(-1, index, ordered)
+        mass = p.cumsum(-1)
+        token = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
+        token = token.clamp(max=p.shape[-1] - 1)  # against rounding at the upper end
+    return token, logprobs.gather(-1, token[:, None])[:, 0]

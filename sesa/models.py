@@ -1,0 +1,193 @@
+"""A tiny language model, built and taught here in a minute or two, that behaves as a large one does where it matters.
+
+It knows a skewed prior over answers, and when shown a list it goes on with something different: what instruction tuning gives a
+large model. Architecture: transformers' Llama, a few layers wide as a hand; a tokenizer with one token per word. The warm start
+teaches it by maximum likelihood on texts that a task provides; the recipe (our choice) is in `WarmStart`.
+
+The finished model is cached under `runs/models/`, its manifest written last; a cache that does not match its manifest is rebuilt.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+
+from sesa.objective import Packed, packed_logprobs
+from sesa.runs import derive_seed, fingerprint, hash_of, home, origin, progress, read_json, sha256, sources_behind, write_atomic, writing
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The architecture, transformers' names. 8 x 6 x 6 paths make about 0.17 M parameters of it."""
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 128
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How the model is taught. steps of `batch_size` texts; AdamW, the learning rate on a cosine to 0 after 5% of linear warm-up."""
+
+    steps: int = 800
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+
+
+class Teacher(Protocol):
+    """A task with a language to teach."""
+
+    config: Any  # a frozen dataclass of JSON values: all that its texts depend on
+    words: list[str]
+
+    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
+        """n pairs (prompt, completion); the model is taught the completion only."""
+        ...
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word, without loss: line ends and blanks are tokens, a word may begin with "/". Unknown words become <unk>."""
+    vocabulary = {w: i for i, w in enumerate(["<pad>", "<unk>", "\n", " ", *dict.fromkeys(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| |/?[^\s/]+|/"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def tiny_lm(
+    task: Teacher, seed: int, config: TinyConfig = TinyConfig(), warm_start: WarmStart = WarmStart()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The tiny LM that was taught the texts of `task`; from the cache if it is there. Equal arguments, equal weights, bit for bit."""
+    torch.set_num_threads(1)  # fastest for a model this small, and the same numbers on any number of cores
+    inputs = {
+        "code": fingerprint(sources_behind(f"import sesa.models, {type(task).__module__}")),
+        "task": {"name": type(task).__name__, **asdict(task.config)},
+        "config": asdict(config),
+        "warm_start": asdict(warm_start),
+        "seed": seed,
+    }
+    inputs = json.loads(json.dumps(inputs))
+    folder = home() / "runs" / "models" / f"tiny-{type(task).__name__.lower()}-{hash_of(inputs)}"
+    if not _is_whole(folder, inputs):
+        model, tokenizer = _train(task, seed, config, warm_start)
+        _save(folder, model, tokenizer, inputs)
+    return LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    tokenizer = word_tokenizer(task.words)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    rng = np.random.default_rng(derive_seed(seed, "warm start"))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            num_key_value_heads=config.num_attention_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=None,
+            **asdict(config),
+        )
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=warm_start.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, int(0.05 * warm_start.steps), warm_start.steps)
+    with progress(warm_start.steps, f"warm start, seed {seed}") as bar:
+        for step in range(warm_start.steps):
+            texts = task.warm_start_texts(rng, warm_start.batch_size)
+            loss = _mean_loss_backward(model, tokenizer, texts)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            if step % 50 == 0:
+                bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+            bar.update()
+    return model.eval(), tokenizer
+
+
+def _mean_loss_backward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> float:
+    """Adds the gradient of the mean cross-entropy (nats) of all completion tokens; returns that mean.
+
+    Texts of like length are computed together: their lengths differ by a factor of 30, and padding would be half the work.
+    """
+    pairs = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in texts]
+    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    total, mean = sum(len(b) for _, b in pairs), 0.0
+    for start in range(0, len(pairs), 12):
+        part = pairs[start : start + 12]
+        width = len(part[-1][0]) + len(part[-1][1])
+        ids = torch.full((len(part), width), tokenizer.pad_token_id)
+        taught = torch.zeros(len(part), width, dtype=torch.bool)
+        for r, (a, b) in enumerate(part):
+            ids[r, : len(a) + len(b)] = torch.tensor(a + b)
+            taught[r, len(a) : len(a) + len(b)] = True
+        # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]]
+        loss = cross_entropy(model.lm_head(hidden), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
+        loss.backward()
+        mean += loss.item()
+    return mean
+
+
+def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, inputs: dict) -> None:
+    """Writes to a temporary folder, manifest last, and renames it. If another process was faster, its equal model stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        part = Path(temporary) / "model"
+        with writing(folder):
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        files = {p.name: sha256(p) for p in sorted(part.iterdir())}
+        write_atomic(part / "manifest.json", json.dumps({"inputs": inputs, "sha256": files, **origin()}, indent=1) + "\n")
+        if folder.exists() and not _is_whole(folder, inputs):
+            shutil.rmtree(folder)
+        if not folder.exists():
+            part.rename(folder)
+
+
+def _is_whole(folder: Path, inputs: dict) -> bool:
+    manifest = read_json(folder / "manifest.json")
+    return (
+        manifest is not None
+        and manifest.get("inputs") == inputs
+        and all(sha256(folder / name) == digest for name, digest in manifest.get("sha256", {"": ""}).items())
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- report
+
+
+@torch.inference_mode()
+def text_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, texts: Sequence[str], temperature: float = 1.0
+) -> np.ndarray:
+    """Probability that sampling after `prompt` writes exactly each of `texts` at this temperature. Shape (texts,), float64.
+
+    Exact: one forward pass over prompt and text, in batches. With all valid answers as texts, 1 minus the sum is the share of invalid ones.
+    """
+    head = tokenizer.encode(prompt)
+    out = []
+    for start in range(0, len(texts), 512):
+        tails = [tokenizer.encode(text) for text in texts[start : start + 512]]
+        packed = [Packed(head + tail, [-1] * len(head) + [0] * len(tail)) for tail in tails]
+        logprobs, owner = packed_logprobs(model, packed, temperature)
+        out.append((logprobs.double() * (owner == 0)).sum(1).exp())
+    return torch.cat(out).numpy()
+
+
+def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) in nats. p sums to 1; q may sum to less, the rest being answers outside the support of p."""
+    return float(np.sum(p * (np.log(p) - np.log(q)), where=p > 0))

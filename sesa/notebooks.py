@@ -1,0 +1,239 @@
+"""Runs the notebooks: parameters from a profile, executed by papermill, finished only when all of it went well.
+
+    python -m sesa.notebooks run 01_synthetic_exploration --profile laptop
+    python -m sesa.notebooks stamps laptop        what Make asks: one stamp per notebook, named after all that it depends on
+
+A profile is `notebooks/profiles/<name>.yaml`, one section per notebook; the notebook's own `parameters` cell says which keys there are
+and of what type. Only the standard library is imported at the top: Make runs `stamps` before anything is installed.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sesa.runs import ROOT, fingerprint, home, sources_behind
+
+FOLDER = ROOT / "notebooks"
+PROFILES = FOLDER / "profiles"
+CLAIMS = "10_claims"  # reads what all others leave, so it depends on them
+
+
+class ProfileError(ValueError):
+    """A profile, or what it says of a notebook, is not right."""
+
+
+def names() -> list[str]:
+    """All notebooks, in order: "00_the_method", ..."""
+    return sorted(p.stem for p in FOLDER.glob("[0-9][0-9]_*.ipynb"))
+
+
+# ------------------------------------------------------------------------------------------------------------- profiles
+
+
+def load_profile(profile: str) -> dict[str, dict[str, Any]]:
+    """{notebook: {parameter: value}} of a profile, checked against every notebook's `parameters` cell.
+
+    Raises:
+        ProfileError: no such profile, no readable YAML, a section that is no notebook, a notebook without its section, an unknown or
+            missing or doubled key, a value of another type. The message names the place and what would be right.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        """YAML in which a doubled key is an error, not the last one's victory."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+            doubled = sorted({str(k) for k in keys if keys.count(k) > 1})
+            if doubled:
+                raise ProfileError(f"{path.name}, line {node.start_mark.line + 1}: {', '.join(doubled)} is given twice")
+            return super().construct_mapping(node, deep)
+
+    path = _profile_path(profile)
+    try:
+        sections = yaml.load(path.read_text(encoding="utf-8"), Strict)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ProfileError(f"{path.name} is no YAML: {e}") from e
+    if not isinstance(sections, dict):
+        raise ProfileError(f"{path.name} must hold one section per notebook: {', '.join(names())}")
+    _same_keys(f"{path.name}", "section", set(sections), set(names()))
+    for notebook, section in sections.items():
+        if section is not None and not isinstance(section, dict):
+            raise ProfileError(f"{path.name}, {notebook}: a section is `key: value` lines, not {section!r}")
+        sections[notebook] = _checked(f"{path.name}, {notebook}", section or {}, parameters_cell(notebook))
+    return sections
+
+
+def _profile_path(profile: str) -> Path:
+    path = PROFILES / f"{profile}.yaml"
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if profile not in known:
+        raise ProfileError(f"there is no profile {profile!r} in notebooks/profiles/: take one of {', '.join(known)}, or copy one to {path.name}")
+    return path
+
+
+def parameters_cell(notebook: str) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults: the literals in its cell tagged `parameters`, without `profile`."""
+    for cell in _cells(notebook):
+        if "parameters" in cell["metadata"].get("tags", []):
+            body = ast.parse("".join(cell["source"])).body
+            return {s.targets[0].id: ast.literal_eval(s.value) for s in body if isinstance(s, ast.Assign) and s.targets[0].id != "profile"}
+    raise ProfileError(f"notebooks/{notebook}.ipynb has no cell tagged `parameters`")
+
+
+def _same_keys(place: str, what: str, given: set, expected: set) -> None:
+    unknown, missing = sorted(map(str, given - expected)), sorted(expected - given)
+    if unknown:
+        raise ProfileError(f"{place}: unknown {what} {', '.join(unknown)}; there are {', '.join(sorted(expected)) or 'none'}")
+    if missing:
+        raise ProfileError(f"{place}: {what} {', '.join(missing)} is missing")
+
+
+def _checked(place: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    _same_keys(place, "key", set(given), set(defaults))
+    for key, default in defaults.items():
+        if not _same_type(given[key], default):
+            raise ProfileError(f"{place}: {key} must be of the kind of {default!r}, not {given[key]!r}")
+    return given
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if isinstance(default, list):
+        return isinstance(value, list) and all(any(_same_type(v, d) for d in default) for v in value)
+    if isinstance(default, dict):
+        return isinstance(value, dict)
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default)
+
+
+# --------------------------------------------------------------------------------------------------------------- stamps
+
+
+def stamps(profile: str) -> dict[str, str]:
+    """{notebook: fingerprint} of all that a run depends on: notebook, its profile section, code, data, and the pinned versions.
+
+    A finished run leaves the file `runs/<profile>/<notebook>.<fingerprint>.done`; Make compares names, not times.
+    """
+    text = _profile_path(profile).read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for notebook in names():
+        cells = _cells(notebook)
+        # What the section says, without reading YAML: from its name to the next line that is not indented.
+        section = re.search(rf"^{notebook}:.*\n(?:[ \t#].*\n|\n)*", text + "\n", re.MULTILINE)
+        files = sources_behind(_code(cells)) | {ROOT / "requirements.lock", ROOT / "sesa" / "notebooks.py"}
+        said = [json.dumps([c["cell_type"], c["source"]]) for c in cells] + [section.group() if section else ""]
+        found[notebook] = fingerprint(files, *said)
+    if CLAIMS in found:
+        found[CLAIMS] = fingerprint([], *found.values())
+    return found
+
+
+def _cells(notebook: str) -> list[dict]:
+    path = FOLDER / f"{notebook}.ipynb"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError) as e:
+        raise ProfileError(f"{path} is no notebook ({type(e).__name__}: {e})") from e
+
+
+def _code(cells: list[dict]) -> str:
+    lines = [line.rstrip("\n") for c in cells if c["cell_type"] == "code" for line in "".join(c["source"]).splitlines()]
+    return "\n".join(line for line in lines if not line.startswith(("%", "!")))
+
+
+# ------------------------------------------------------------------------------------------------------------ execution
+
+
+def run(notebook: str, profile: str, redraw: bool = False) -> Path:
+    """Executes a notebook at a profile; its figures go to `figures/<profile>/`, and so does the notebook when all of it went well.
+
+    Args:
+        redraw: no experiment is run; results recorded before are drawn anew, and the executed notebook stays in `runs/`.
+
+    Returns:
+        the executed notebook.
+
+    Raises:
+        ProfileError: see `load_profile`; or there is no such notebook.
+        NotebookError: a cell failed. The notebook up to it stands in `runs/<profile>/<notebook>.failed.ipynb`.
+    """
+    if notebook not in names():
+        raise ProfileError(f"there is no notebook {notebook!r}: take one of {', '.join(names())}")
+    parameters = {"profile": profile, **load_profile(profile)[notebook]}
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    folder = home() / "runs" / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{notebook}.{os.getpid()}.ipynb"
+    os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
+    try:
+        papermill.execute_notebook(
+            os.path.relpath(FOLDER / f"{notebook}.ipynb"),
+            os.path.relpath(partial),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(FOLDER),
+            progress_bar=False,
+            log_output=True,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+        done = folder / f"{notebook}.redrawn.ipynb" if redraw else home() / "figures" / profile / f"{notebook}.ipynb"
+        done.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, done)
+        return done
+    except PapermillExecutionError as e:
+        failed = folder / f"{notebook}.failed.ipynb"
+        os.replace(partial, failed)
+        raise NotebookError(notebook, e, failed) from e
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class NotebookError(RuntimeError):
+    """A cell failed."""
+
+    def __init__(self, notebook: str, e: Any, failed: Path):
+        cell = "".join(e.source).strip()
+        super().__init__(
+            f"notebook {notebook} failed in cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines())
+            + f"\n\n{e.ename}: {e.evalue}\n\nAll up to it, with the traceback: {failed}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sesa.notebooks", description="Run this project's notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="execute one notebook at a profile")
+    one.add_argument("notebook", help="e.g. 01_synthetic_exploration")
+    one.add_argument("--profile", default="laptop", help="a file of notebooks/profiles/ (default: laptop)")
+    one.add_argument("--redraw", action="store_true", help="draw recorded results anew; run no experiment")
+    one.add_argument("--stamp", type=Path, help="leave this file when done, and remove the notebook's older stamps beside it")
+    listed = commands.add_parser("stamps", help="print the stamp of each notebook at a profile")
+    listed.add_argument("profile")
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "stamps":
+            print(*(f"{name}.{digest}" for name, digest in stamps(args.profile).items()), sep="\n")
+            return 0
+        done = run(args.notebook, args.profile, args.redraw)
+        if args.stamp:
+            for old in args.stamp.parent.glob(f"{args.notebook}.*.done"):
+                old.unlink()
+            args.stamp.touch()
+        print(f"{args.notebook} is done: {os.path.relpath(done)}")
+        return 0
+    except (ProfileError, NotebookError, OSError) as e:
+        print(f"\nerror: {e}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
