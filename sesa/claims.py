@@ -14,6 +14,7 @@ from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
 MIN_SEEDS = 3  # no verdict on fewer
+MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "clusters"]
 NOT_RUN = "not run at this scale"
 
 
@@ -74,7 +75,7 @@ def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int)
 
 def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFrame:
     """Writes the claims that a notebook measured to `figures/<profile>/<NN>_claims.csv`; returns them as a table."""
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=MEASURED)
     write_atomic(_folder(profile) / f"{notebook[:2]}_claims.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
 
@@ -82,13 +83,21 @@ def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFra
 def claims_table(profile: str) -> pd.DataFrame:
     """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
     paper = paper_claims()
-    measured = [pd.read_csv(path) for path in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))]
-    ours = pd.concat(measured) if measured else pd.DataFrame(columns=["id"])
+    files = [p for p in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv")) if p.name != "10_claims.csv"]
+    measured = [row for p in files for row in pd.read_csv(p).to_dict("records")]
+    ours = pd.DataFrame(measured, columns=MEASURED)
     table = paper.reset_index(drop=True).merge(ours, on="id", how="left")
     table["verdict"] = [
         NOT_RUN if pd.isna(r["effect"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
         for r in table.to_dict("records")
     ]
+    return table
+
+
+def save_table(profile: str) -> pd.DataFrame:
+    """Writes `claims_table` to `figures/<profile>/claims.csv` and returns it."""
+    table = claims_table(profile)
+    write_atomic(_folder(profile) / "claims.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
 
 

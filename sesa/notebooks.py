@@ -171,7 +171,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
 
     folder = home() / "runs" / profile
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{notebook}.{os.getpid()}.ipynb"
+    partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
     try:
         papermill.execute_notebook(
@@ -188,9 +188,9 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         done = folder / f"{notebook}.redrawn.ipynb" if redraw else home() / "figures" / profile / f"{notebook}.ipynb"
         done.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, done)
+        failed.unlink(missing_ok=True)
         return done
     except PapermillExecutionError as e:
-        failed = folder / f"{notebook}.failed.ipynb"
         os.replace(partial, failed)
         raise NotebookError(notebook, e, failed) from e
     finally:

@@ -11,6 +11,7 @@ goes on where it stopped. Only the standard library is imported at the top: Make
 
 import ast
 import contextlib
+import dis
 import hashlib
 import inspect
 import json
@@ -23,7 +24,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout: sesa/, notebooks/, data/
@@ -191,7 +192,7 @@ def code_behind(function: Callable) -> str:
         if text in texts:
             continue
         texts.add(text)
-        for name in {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)} & f.__globals__.keys():
+        for name in _globals_read(f.__code__) & f.__globals__.keys():
             value = f.__globals__[name]
             if isinstance(value, ModuleType):
                 modules |= {value.__name__} & {m for m in sys.modules if m.split(".")[0] == "sesa"}
@@ -200,6 +201,11 @@ def code_behind(function: Callable) -> str:
             elif value.__module__.split(".")[0] == "sesa" or isinstance(value, FunctionType) and value.__module__ == f.__module__:
                 queue.append(value)
     return fingerprint(sources_behind("\n".join(f"import {m}" for m in sorted(modules))), *sorted(texts))
+
+
+def _globals_read(code: CodeType) -> set[str]:
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return own.union(*(_globals_read(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 # --------------------------------------------------------------------------------------------------------------- origin
