@@ -20,6 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers.utils.logging import disable_progress_bar
 
 from sesa.objective import Packed, packed_logprobs
 from sesa.runs import derive_seed, fingerprint, hash_of, home, origin, progress, read_json, sha256, sources_behind, write_atomic, writing
@@ -70,6 +71,7 @@ def tiny_lm(
     task: Teacher, seed: int, config: TinyConfig = TinyConfig(), warm_start: WarmStart = WarmStart()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The tiny LM that was taught the texts of `task`; from the cache if it is there. Equal arguments, equal weights, bit for bit."""
+    disable_progress_bar()  # of transformers, for writing and reading a file of half a megabyte
     torch.set_num_threads(1)  # fastest for a model this small, and the same numbers on any number of cores
     inputs = {
         "code": fingerprint(sources_behind(f"import sesa.models, {type(task).__module__}")),

@@ -181,7 +181,6 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
             kernel_name="python3",
             cwd=str(FOLDER),
             progress_bar=False,
-            log_output=True,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )

@@ -55,9 +55,8 @@ def test_changed_numbers_of_the_paper_are_refused(tmp_path, monkeypatch, damage)
     if damage == "sums missing":
         (folder / "SHA256SUMS").unlink()
     else:
-        text = claims.PAPER.read_text(encoding="utf-8")
-        assert text.count("0.66") == 2
-        claims.PAPER.write_text(text.replace("difference,0.66", "difference,0.16"), encoding="utf-8")
+        text = claims.PAPER.read_text(encoding="utf-8").replace("difference,0.66", "difference,0.16")
+        claims.PAPER.write_text(text, encoding="utf-8")
         changed = hashlib.sha256(claims.PAPER.read_bytes()).hexdigest()
     with pytest.raises(DataError, match="git checkout data/") as e:
         paper_claims()
@@ -108,14 +107,14 @@ def test_verdicts_by_hand(kind, paper, low, high, expected):
 def test_an_interval_that_is_not_a_number_shows_nothing(kind, paper):
     nan = float("nan")
     for low, high in ((nan, nan), (nan, 9.0), (-9.0, nan)):
-        assert verdict(kind, paper, low, high, seeds=5) == "not reproduced"
+        assert verdict(kind, paper, low, high, seeds=5) not in ("reproduced", "direction only")
 
 
 # --------------------------------------------------------------------------------------------------------------- measure
 
 
 def test_measured_difference_by_hand():
-    """Seed 0: 0.1 -> 0.4 and 0.3 -> 0.6; seed 1: 0.2 -> 0.5; always +0.3. Means over seeds of means over problems: 0.2 and 0.5."""
+    """Seed 0: 0.1 -> 0.4 and 0.3 -> 0.6; seed 1: 0.2 -> 0.5; always +0.3. Means over seeds of their means: 0.2 and 0.5."""
     row = measure("synthetic-coverage", "T=1", [0.1, 0.3, 0.2], [0.4, 0.6, 0.5], [0, 0, 1])
     assert row == {
         "id": "synthetic-coverage",
@@ -145,7 +144,7 @@ def test_measured_interval_has_the_spread_of_the_effect():
 @pytest.mark.parametrize("sequence", [list, np.array])
 @pytest.mark.parametrize("baseline, value, ratio", [([1, 10], [10, 10], 20 / 11), ([0, 10], [10, 10], 2.0)])
 def test_a_ratio_is_that_of_the_two_numbers_beside_it(sequence, baseline, value, ratio):
-    """As the paper's 80 / 11: of the arms' means, so that one problem where the baseline found little, or nothing, cannot make it."""
+    """As the paper's 80 / 11: of the arms' means, so that no single problem where the baseline found little can make it."""
     row = measure("synthetic-distinct", "", sequence(baseline), sequence(value), [0, 1])
     assert row["effect"] == pytest.approx(ratio)
     assert row["effect"] == pytest.approx(row["value"] / row["baseline"])
@@ -176,6 +175,12 @@ def test_nothing_measured_is_not_run(in_tmp):
     assert set(table["verdict"]) == {"not run at this scale"}
 
 
+@pytest.mark.parametrize("setting", ["", "8"])
+def test_a_setting_may_be_empty_or_a_number(in_tmp, setting):
+    save_claims("06_fake", "test", [row("recovery", setting, 1, 2, (2, 1.9, 2.1))])
+    assert f"(×2) | {setting} | 1 → 2 | ×2 [×1.9, ×2.1] | 3 | reproduced |" in claims_markdown(claims_table("test"))
+
+
 def test_a_notebook_that_measured_nothing_breaks_nothing(in_tmp):
     save_claims("01_fake", "test", [])
     save_claims("02_fake", "test", [row("recovery", "", 1, 2, (2, 1.9, 2.1))])
@@ -193,15 +198,16 @@ def test_table_joins_what_all_notebooks_measured(in_tmp):
     assert returned.to_dict("records") == distinct
     assert (in_tmp / "figures/test/01_claims.csv").is_file()
     save_claims("06_fake", "test", [row("recovery", "old", 1, 9, (9, 8, 10))])
-    save_claims("06_fake", "test", [row("recovery", "", 1.5, 1.4, (0.93, 0.8, 1.1)), row("sudoku-pass32", "", 0.1, 0.3, (0.2, 0.1, 0.3), 2)])
+    sudoku = row("sudoku-pass32", "G=8", 0.1, 0.3, (0.2, 0.1, 0.3), seeds=2)
+    save_claims("06_fake", "test", [row("recovery", "new", 1.5, 1.4, (0.93, 0.8, 1.1)), sudoku])
     save_claims("06_fake", "other", [row("aime24-passk", "", 0.1, 0.3, (0.2, 0.1, 0.3))])
 
     table = claims_table("test")
     assert [(r.id, r.setting, r.verdict) for r in table.itertuples() if r.verdict != "not run at this scale"] == [
         ("synthetic-distinct", "T=1", "reproduced"),
         ("synthetic-distinct", "T=0.7", "direction only"),
-        ("sudoku-pass32", table["setting"][3], "not judged"),
-        ("recovery", table["setting"][9], "not reproduced"),
+        ("sudoku-pass32", "G=8", "not judged"),
+        ("recovery", "new", "not reproduced"),
     ]
     assert list(table["id"]) == ["synthetic-distinct", *PAPER]  # in the paper's order, one row per setting
     first = table.iloc[0]

@@ -1,0 +1,432 @@
+"""The local engine against plain transformers: what it writes, with which probabilities, and what it computes again."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TopPLogitsWarper,
+)
+
+from sesa.engines.local import LocalEngine, sample
+from sesa.sampling import Sampling, sequential
+
+WORDS = ["w1", "w1 w2 w3 w4 w5", "w3\nw4\nw5 w1 w2 w3 w4 w5", "w9 w9"]  # prompts of 1 to 15 tokens
+CHARS = ["abc\n", "a\n", "hello\nhi\n", "o", "abc"]
+
+
+def generate(engine, prompts, seeds=None, **options):
+    options = {"stop": "\n", "max_tokens": 12, **options}
+    return engine.generate(prompts, seeds=range(len(prompts)) if seeds is None else seeds, **options)
+
+
+def assert_same(got, expected, atol=1e-5):
+    """Equal completions, token for token."""
+    assert [(c.text, c.ids, c.prompt_ids, c.stopped) for c in got] == [(c.text, c.ids, c.prompt_ids, c.stopped) for c in expected]
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=atol)
+
+
+def small(model_class, config_class, vocabulary, **options):
+    torch.manual_seed(0)
+    return model_class(
+        config_class(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+            **{"initializer_range": 0.25, **options},
+        )  # fmt: skip
+    ).eval()
+
+
+class Counter:
+    """Counts the tokens that go through a model's forward, padding included."""
+
+    def __init__(self, model):
+        self.tokens = 0
+        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs):
+        self.tokens += kwargs["input_ids"].numel()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gemma2"])
+def test_greedy_equals_generate(family, word_lm):
+    llama, tokenizer = word_lm
+    model = {
+        "llama": lambda: llama,
+        "qwen2": lambda: small(Qwen2ForCausalLM, Qwen2Config, len(tokenizer)),
+        "gemma": lambda: small(GemmaForCausalLM, GemmaConfig, len(tokenizer), head_dim=8, initializer_range=0.1),
+        "gemma2": lambda: small(Gemma2ForCausalLM, Gemma2Config, len(tokenizer), head_dim=8, initializer_range=0.1),
+    }[family]()
+    done = generate(LocalEngine(model, tokenizer), WORDS, max_tokens=24, temperature=0)
+    assert len({len(c.prompt_ids) for c in done}) > 2
+    for prompt, c in zip(WORDS, done, strict=True):  # one by one: no padding on the side of generate
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=2, pad_token_id=0
+        )  # fmt: skip
+        assert c.prompt_ids + c.ids == tuple(out[0].tolist())
+        assert c.stopped == (c.ids[-1] == 2)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_logprobs_equal_a_fresh_forward(temperature, top_p, word_lm, reference):
+    model, tokenizer = word_lm
+    for c in generate(LocalEngine(model, tokenizer), WORDS, temperature=temperature, top_p=top_p):
+        with torch.no_grad():  # before top-p; greedy reports temperature 1
+            expected = reference(model, c.prompt_ids, c.ids, temperature or 1.0)
+        np.testing.assert_allclose(c.logprobs, expected, atol=1e-5)
+
+
+def test_sliding_window_is_right_or_refused(word_lm, reference):
+    _, tokenizer = word_lm
+    model = small(MistralForCausalLM, MistralConfig, len(tokenizer), sliding_window=6)
+    try:
+        done = generate(LocalEngine(model, tokenizer), WORDS)
+    except ValueError:
+        return
+    for c in done:
+        with torch.no_grad():
+            np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids), atol=1e-4)
+
+
+def test_stop_ends_and_is_not_in_the_text(char_lm):
+    model, tokenizer = char_lm
+    done = generate(LocalEngine(model, tokenizer), CHARS * 60, seeds=range(300), max_tokens=30)
+    for c in done:
+        assert "\n" not in c.text
+        ends = [t for t, i in enumerate(c.ids) if "\n" in tokenizer.decode([i])]
+        assert ends == ([len(c.ids) - 1] if c.stopped else [])  # the first token that contains it is the last
+        assert c.stopped or len(c.ids) == 30
+        assert tokenizer.decode(c.ids).split("\n")[0] == c.text
+    # All three ways to end were seen: the stop string alone, a token with more than the stop string, no stop at all.
+    assert {c.text[-1:] == "!" for c in done if c.stopped} == {True, False} and not all(c.stopped for c in done)
+
+
+def test_unequal_budgets_and_a_stop_on_the_last_token(char_lm):
+    model, tokenizer = char_lm
+    seeds = range(40)
+    long = generate(LocalEngine(model, tokenizer), CHARS[:1] * 40, seeds=seeds, max_tokens=12)
+    for budget in (1, 3):
+        for a, b in zip(long, generate(LocalEngine(model, tokenizer), CHARS[:1] * 40, seeds, max_tokens=budget), strict=True):
+            assert b.ids == a.ids[:budget] and b.stopped == (a.stopped and len(a.ids) <= budget)
+    assert any(c.stopped and len(c.ids) == 3 for c in long)
+
+
+@pytest.fixture(scope="module")
+def eos_lm(char_lm):
+    """`char_lm` with a 20th token, the end of the sequence, which it likes."""
+    _, tokenizer = char_lm
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer), eos_token="<eos>")
+    return small(MistralForCausalLM, MistralConfig, len(tokenizer), sliding_window=None), tokenizer
+
+
+def test_eos_ends_and_is_not_in_the_text(eos_lm):
+    model, tokenizer = eos_lm
+    done = generate(LocalEngine(model, tokenizer), CHARS[:1] * 200)
+    ended = [c for c in done if c.ids[-1] == tokenizer.eos_token_id]
+    assert len(ended) > 5
+    for c in ended:
+        assert c.stopped and c.text == tokenizer.decode(c.ids[:-1])
+        assert c.ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_same_call_twice_after_an_empty_answer(eos_lm):
+    """An answer of nothing but <eos> leaves the text as it was: it must not stand before the next answer to the same prompt."""
+    model, tokenizer = eos_lm
+    first = generate(LocalEngine(model, tokenizer), CHARS[:1] * 300)
+    seed = next(s for s, c in enumerate(first) if c.ids == (tokenizer.eos_token_id,))
+    engine = LocalEngine(model, tokenizer)
+    assert_same(generate(engine, CHARS[:1], [seed]), first[seed : seed + 1])
+    assert_same(generate(engine, CHARS[:1], [seed]), first[seed : seed + 1])
+
+
+def test_lists_with_eos_equal_fresh_engines(eos_lm):
+    model, tokenizer = eos_lm
+    kept = LocalEngine(model, tokenizer)
+    prompts = ["a\n"] * 8
+    for turn in range(4):
+        seeds = range(8 * turn, 8 * turn + 8)
+        done = generate(kept, prompts, seeds)
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds))
+        prompts = [f"{p}{c.text}\n" for p, c in zip(prompts, done, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(seeds=[0]),
+        dict(share=["x"]),
+        dict(temperature=-0.1),
+        dict(temperature=math.nan),
+        dict(top_p=0),
+        dict(top_p=1.1),
+        dict(top_p=math.nan),
+        dict(stop="@"),
+        dict(prompts=["a", ""]),
+    ],
+    ids=str,
+)
+def test_bad_arguments(bad, char_lm):
+    with pytest.raises(ValueError):
+        generate(LocalEngine(*char_lm), bad.pop("prompts", ["a", "b"]), **bad)
+
+
+def test_no_prompts(char_lm):
+    assert generate(LocalEngine(*char_lm), []) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+logits_strategy = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]))
+
+
+def support(logits, temperature, top_p, n=4001):
+    """All tokens that a fine grid of uniforms draws."""
+    uniform = torch.linspace(0, 1 - 1e-9, n, dtype=torch.double)
+    return set(sample(logits.expand(n, -1), uniform, temperature, top_p)[0].tolist())
+
+
+@settings(deadline=None)
+@given(logits_strategy, st.sampled_from([0.5, 1.0, 1.7]), st.floats(0.05, 0.999))
+def test_top_p_support_is_that_of_transformers(logits, temperature, top_p):
+    kept = TopPLogitsWarper(top_p)(None, logits / temperature)
+    p = (logits / temperature).double().softmax(-1)[0]
+    order = p.sort(descending=True).values.cumsum(0)
+    if (order - top_p).abs().min() < 1e-6:
+        return  # a tie between rounding errors of float32 and float64
+    expected = set(torch.isfinite(kept[0]).nonzero()[:, 0].tolist())
+    drawn = support(logits, temperature, top_p)
+    assert drawn <= expected
+    share = p / sum(p[i] for i in expected)
+    assert drawn >= {i for i in expected if share[i] > 1 / 2000}  # wider than two steps of the grid
+
+
+def test_sample_inverts_the_distribution_function():
+    p = torch.tensor([0.125, 0.0, 0.5, 0.25, 0.125], dtype=torch.double)
+    uniform = torch.tensor([0, 0.1249, 0.1251, 0.6249, 0.6251, 0.8749, 0.8751, 1 - 2**-53], dtype=torch.double)
+    token, logprob = sample(p.log().float().expand(8, -1), uniform, 1.0, 1.0)
+    assert token.tolist() == [0, 0, 2, 2, 3, 3, 4, 4]
+    torch.testing.assert_close(logprob.double().exp(), p[token])
+    # top_p = 0.7: the two most likely stay, 2/3 and 1/3 of what is left; their log-probabilities stay as they were.
+    uniform = torch.tensor([0, 0.666, 0.667, 1 - 2**-53], dtype=torch.double)
+    token, logprob = sample(p.log().float().expand(4, -1), uniform, 1.0, 0.7)
+    assert token.tolist() == [2, 2, 3, 3]
+    torch.testing.assert_close(logprob.double().exp(), p[token])
+    # Temperature 1/2 squares: 1/64, 0, 1/4, 1/16, 1/64 of 22/64.
+    token, logprob = sample(p.log().float().expand(4, -1), torch.tensor([0.045, 0.046, 0.772, 0.954]).double(), 0.5, 1.0)
+    assert token.tolist() == [0, 2, 2, 3]
+    torch.testing.assert_close(logprob.exp(), torch.tensor([1, 16, 16, 4]) / 22)
+    assert sample(p.log().float()[None], torch.tensor([0.99]), 0, 1.0)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("temperature,top_p", [(1.0, 1.0), (0.6, 1.0), (1.5, 0.8)])
+def test_sample_frequencies(temperature, top_p):
+    n, size = 200_000, 12
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(1)) * 2
+    uniform = torch.from_numpy(np.random.default_rng(2).random(n))
+    drawn = sample(logits.expand(n, -1), uniform, temperature, top_p)[0]
+    expected = TopPLogitsWarper(top_p)(None, logits / temperature).double().softmax(-1)[0]
+    # Hoeffding and a union bound: fails by chance with probability 1e-9.
+    bound = math.sqrt(math.log(2 * size / 1e-9) / (2 * n))
+    assert (torch.bincount(drawn, minlength=size) / n - expected).abs().max() < bound
+
+
+def test_engine_frequencies_of_two_tokens(char_lm, reference):
+    model, tokenizer = char_lm
+    n = 6000
+    done = generate(LocalEngine(model, tokenizer), ["ab"] * n, max_tokens=2)
+    counts = {}
+    for c in done:
+        counts[c.ids] = counts.get(c.ids, 0) + 1
+    head, size = tokenizer.encode("ab"), len(tokenizer)
+    pairs = [(0,), (1,)] + [(i, j) for i in range(2, size) for j in range(size)]  # tokens 0 and 1 hold the stop string
+    with torch.no_grad():
+        p = {pair: math.exp(reference(model, head, pair).sum()) for pair in pairs}
+    assert sum(p.values()) == pytest.approx(1)
+    bound = math.sqrt(math.log(2 * len(pairs) / 1e-9) / (2 * n))
+    assert max(abs(counts.get(pair, 0) / n - p[pair]) for pair in pairs) < bound
+
+
+def test_equal_seed_equal_completion_whatever_is_beside_it(char_lm):
+    model, tokenizer = char_lm
+    prompts, seeds = CHARS * 3, list(range(100, 115))
+    alone = [generate(LocalEngine(model, tokenizer), [p], [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert len({c.ids for c in alone}) > 10
+    for max_batch in (512, 4, 1):
+        assert_same(generate(LocalEngine(model, tokenizer, max_batch), prompts, seeds), alone)
+    assert_same(generate(LocalEngine(model, tokenizer), prompts[::-1], seeds[::-1]), alone[::-1])
+
+
+# --------------------------------------------------------------------------------------------------------- kept caches
+
+
+def grow(engine, sizes, max_tokens=6, start=CHARS, **options):
+    """Lists that grow: call t goes on with the first `sizes[t]` rows. Yields (prompts, seeds, completions) of every call."""
+    prompts = [start[i % len(start)] for i in range(sizes[0])]
+    for turn, size in enumerate(sizes):
+        prompts, seeds = prompts[:size], [1000 * turn + i for i in range(size)]
+        done = generate(engine, prompts, seeds, max_tokens=max_tokens, **options)
+        yield prompts, seeds, done
+        prompts = [f"{p}{c.text}\n" for p, c in zip(prompts, done, strict=True)]
+
+
+@pytest.mark.parametrize("max_batch", [512, 3])
+@pytest.mark.parametrize("max_tokens", [6, 1])
+def test_kept_caches_change_nothing(max_tokens, max_batch, char_lm):
+    model, tokenizer = char_lm
+    lengths, stopped = set(), set()
+    for prompts, seeds, done in grow(LocalEngine(model, tokenizer, max_batch), [8, 8, 7, 7, 2, 1], max_tokens):
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds, max_tokens=max_tokens))
+        lengths |= {len(c.ids) for c in done}
+        stopped |= {c.stopped for c in done}
+    assert stopped == {True, False} and (max_tokens == 1 or len(lengths) > 3)
+
+
+def test_only_new_tokens_are_computed(char_lm):
+    model, tokenizer = char_lm
+    engine, fed = LocalEngine(model, tokenizer), None
+    with Counter(model) as counter:
+        for _, _, done in grow(engine, [6, 6, 6, 2, 2], share=None, start=["abc\n", "a\n", "hello\n", "o", "hi", "fg\n"]):
+            new = [len(c.prompt_ids) - f for c, f in zip(done, fed or [0] * 6, strict=False)]
+            steps = max(len(c.ids) for c in done)
+            assert counter.tokens == len(done) * (max(new) + steps - 1)
+            assert fed is None or max(new) <= 2  # the token that stopped it, or the last one of a cut-off answer and its line end
+            fed = [len(c.prompt_ids) + len(c.ids) - 1 for c in done]  # a last token is computed only when its row goes on
+            counter.tokens = 0
+
+
+def test_a_call_that_does_not_continue_starts_anew(char_lm):
+    model, tokenizer = char_lm
+    engine = LocalEngine(model, tokenizer)
+    first = generate(engine, CHARS)
+    onward = [f"{p}{c.text}\n" for p, c in zip(CHARS, first, strict=True)]
+    for prompts in (onward[::-1], CHARS, [*onward, "a"], onward[1:], [onward[0] + "b", "x" + onward[1][1:], *onward[2:]]):
+        assert_same(generate(engine, prompts), generate(LocalEngine(model, tokenizer), prompts))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def fused_adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+
+
+def foreach_adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, foreach=True)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, foreach_adamw, fused_adamw], ids=lambda f: f.__name__)
+def test_a_weight_update_drops_kept_caches(optimizer, char_lm):
+    model, tokenizer = copy.deepcopy(char_lm[0]), char_lm[1]
+    optimizer = optimizer(model)
+    engine = LocalEngine(model, tokenizer)
+    for prompts, seeds, done in grow(engine, [4, 4, 4]):
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds, max_tokens=6))
+        model(input_ids=torch.tensor([[2, 3, 4, 5]])).logits.square().mean().backward()
+        optimizer.step()
+
+
+def test_loaded_weights_drop_kept_caches(char_lm):
+    model, tokenizer = copy.deepcopy(char_lm[0]), char_lm[1]
+    engine = LocalEngine(model, tokenizer)
+    for prompts, seeds, done in grow(engine, [4, 4, 4]):
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds, max_tokens=6))
+        model.load_state_dict({name: 1.1 * w for name, w in model.state_dict().items()})
+
+
+# ---------------------------------------------------------------------------------------------------- shared beginnings
+
+
+def test_shared_beginnings_change_nothing_and_save_work(char_lm):
+    model, tokenizer = char_lm
+    a, b = "abcdefgh" * 5, "hijk" * 10  # 40 characters each
+    prompts = [a + "\n", a + "abc", b, a, b + "ij", "c"]
+    labels = ["a", "a", "b", "a", "b", "c"]
+    with Counter(model) as counter:
+        apart = generate(LocalEngine(model, tokenizer), prompts, share=range(6))
+        full, counter.tokens = counter.tokens, 0
+        assert_same(generate(LocalEngine(model, tokenizer), prompts, share=labels), apart)
+    decoding = 6 * (max(len(c.ids) for c in apart) - 1)
+    assert full == 6 * 43 + decoding
+    # One row a label of its common beginning, which leaves every row a token: 39, 39 and 0; then at most 4 new ones for each row.
+    assert counter.tokens == 3 * 39 + 6 * 4 + decoding
+
+
+def test_equal_prompts_share_without_labels(char_lm):
+    model, tokenizer = char_lm
+    prompt = "abcdefgh" * 5
+    alone = [generate(LocalEngine(model, tokenizer), [prompt], [s])[0] for s in range(5)]
+    with Counter(model) as counter:
+        assert_same(generate(LocalEngine(model, tokenizer), [prompt] * 5), alone)
+    assert counter.tokens == 39 + 5 + 5 * (max(len(c.ids) for c in alone) - 1)
+
+
+def test_labels_of_unlike_prompts_share_nothing_wrong(char_lm):
+    model, tokenizer = char_lm
+    prompts = ["abc", "bcd", "abd", "a", "abc"]
+    expected = generate(LocalEngine(model, tokenizer), prompts, share=range(5))
+    for labels in ([0] * 5, [0, 1, 0, 1, 0], [0, 1, 0, 0, 0], [0, 1, 2, 3, 0]):
+        assert_same(generate(LocalEngine(model, tokenizer), prompts, share=labels), expected)
+
+
+# -------------------------------------------------------------------------------------------------------- with sampling
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_taught_lm_prompt_ids_decode_to_the_prompt(temperature, paths_lm):
+    task, model, tokenizer = paths_lm
+    cfg = Sampling(12, list_length=5, temperature=temperature)
+    for group in sequential(LocalEngine(model, tokenizer), task, task.problems, cfg, seed=0):
+        for r in group.rollouts:
+            assert tokenizer.decode(r.completion.prompt_ids) == r.prompt
+
+
+def test_free_text_prompt_ids_decode_to_the_prompt(word_lm, paths_lm):
+    """Also when special tokens were written, and words that their text alone would be tokenized otherwise."""
+    model, tokenizer = word_lm
+    task = copy.copy(paths_lm[0])
+    task.prompt = lambda problem, history=(): "w0\n" + "".join(f"{h}\n" for h in history)
+    group = sequential(LocalEngine(model, tokenizer), task, task.problems[:1], Sampling(30), seed=0)[0]
+    again = [tokenizer.encode(r.prompt) == list(r.completion.prompt_ids) for r in group.rollouts]
+    assert not all(again)  # there is such text
+    for r in group.rollouts:
+        assert tokenizer.decode(r.completion.prompt_ids) == r.prompt
+
+
+def test_windows_and_restarts_equal_fresh_engines(paths_lm):
+    """With a window prompts do not continue: nothing of a kept cache may be taken for it."""
+    task, model, tokenizer = paths_lm
+
+    class Fresh:
+        def generate(self, prompts, **options):
+            return LocalEngine(model, tokenizer).generate(prompts, **options)
+
+    for cfg in (Sampling(8, window=2), Sampling(8, list_length=3), Sampling(8, list_length=5, window=3, temperature=0.7)):
+        kept = sequential(LocalEngine(model, tokenizer, max_batch=3), task, task.problems, cfg, seed=1)
+        fresh = sequential(Fresh(), task, task.problems, cfg, seed=1)
+        assert [[r.text for r in g.rollouts] for g in kept] == [[r.text for r in g.rollouts] for g in fresh]

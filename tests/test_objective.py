@@ -1,0 +1,142 @@
+"""The packed group against each rollout on its own: same log-probabilities, same gradient."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sesa.engines import Completion
+from sesa.engines.local import LocalEngine
+from sesa.objective import Packed, pack, packed_logprobs
+from sesa.sampling import Sampling, iid_sketches, parallel, sequential, sesa
+
+G, K = 8, 3  # lists of 3, 3 and 2
+
+
+def completions(groups):
+    return [r.completion for group in groups for r in group.rollouts]
+
+
+@pytest.fixture(scope="module", params=[1.0, 0.6])
+def drawn(request, paths_lm):
+    """(temperature, completions): two problems, G rollouts each in lists of K."""
+    task, model, tokenizer = paths_lm
+    cfg = Sampling(G, list_length=K, temperature=request.param)
+    return request.param, completions(sequential(LocalEngine(model, tokenizer), task, task.problems, cfg, seed=5))
+
+
+def test_a_list_is_one_sequence_and_owners_are_right(drawn):
+    _, done = drawn
+    sequences = pack(done)
+    assert len(sequences) == 2 * math.ceil(G / K)
+    order = [list(dict.fromkeys(o for o in s.owner if o >= 0)) for s in sequences]
+    assert order == [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9, 10], [11, 12, 13], [14, 15]]
+    assert_packs(sequences, done)
+
+
+def assert_packs(sequences, done):
+    """Every completion stands once, behind exactly its prompt; nothing else is owned."""
+    owned = [(s, o) for s in sequences for o in dict.fromkeys(s.owner) if o >= 0]
+    assert sorted(o for _, o in owned) == list(range(len(done)))
+    for s, o in owned:
+        first, n = s.owner.index(o), s.owner.count(o)
+        assert s.owner[first : first + n] == [o] * n
+        assert tuple(s.ids[:first]) == done[o].prompt_ids
+        assert tuple(s.ids[first : first + n]) == done[o].ids
+    for s in sequences:
+        assert len(s.ids) == len(s.owner) and s.owner[-1] >= 0
+
+
+tokens = st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(1, 2), max_size=2).map(tuple), tokens, tokens), min_size=1, max_size=8))
+def test_pack_of_any_lists(plan):
+    """Lists made by hand: each item goes on from the one before it, after some more tokens, or starts anew."""
+    done, unmerged = [], 0
+    for goes_on, more, prompt, ids in plan:
+        before = done[-1].prompt_ids + done[-1].ids if done else None
+        prompt = before + more if goes_on and done else prompt
+        unmerged += before is None or prompt[: len(before)] != before
+        done.append(Completion("", True, prompt, ids, (0.0,) * len(ids)))
+    sequences = pack(done)
+    assert len(sequences) == unmerged
+    assert_packs(sequences, done)
+
+
+def test_packed_logprobs_equal_those_of_each_rollout_alone(drawn, paths_lm, reference):
+    temperature, done = drawn
+    model = paths_lm[1]
+    with torch.no_grad():
+        logprobs, owner = packed_logprobs(model, pack(done), temperature)
+        for i, c in enumerate(done):
+            assert len(c.prompt_ids) > 3  # map, blank, what to list, line end
+            alone = reference(model, c.prompt_ids, c.ids, temperature)
+            torch.testing.assert_close(logprobs[owner == i].double(), alone, atol=1e-5, rtol=0)
+            torch.testing.assert_close(logprobs[owner == i], torch.tensor(c.logprobs), atol=1e-5, rtol=0)
+
+
+def test_prompts_and_padding(drawn, paths_lm, reference):
+    temperature, done = drawn
+    model = paths_lm[1]
+    sequences = pack(done)
+    with torch.no_grad():
+        logprobs, owner = packed_logprobs(model, sequences, temperature)
+        assert logprobs.shape == owner.shape == (6, max(len(s.ids) for s in sequences) - 1)
+        for row, owned, s in zip(logprobs, owner, sequences, strict=True):
+            n = len(s.ids) - 1
+            assert owned.tolist() == s.owner[1:] + [-1] * (len(owned) - n)
+            assert (row[n:] == 0).all()
+            torch.testing.assert_close(row[:n].double(), reference(model, s.ids[:1], s.ids[1:], temperature), atol=1e-5, rtol=0)
+
+
+def test_gradient_equals_that_of_separate_rows(drawn, paths_lm, reference):
+    temperature, done = drawn
+    together, apart = copy.deepcopy(paths_lm[1]), copy.deepcopy(paths_lm[1])
+    advantage = torch.randn(len(done), generator=torch.Generator().manual_seed(0))
+    logprobs, owner = packed_logprobs(together, pack(done), temperature)
+    (logprobs * advantage[owner] * (owner >= 0)).sum().backward()
+    for a, c in zip(advantage, done, strict=True):
+        (a * reference(apart, c.prompt_ids, c.ids, temperature).sum()).backward()
+    largest = max(p.grad.abs().max() for p in apart.parameters())
+    assert largest > 0.1
+    for (name, p), q in zip(together.named_parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-5 * max(1, largest), rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("sampler", [parallel, sesa, iid_sketches])
+def test_independent_completions_are_not_merged(sampler, paths_lm):
+    task, model, tokenizer = paths_lm
+    groups = sampler(LocalEngine(model, tokenizer), task, task.problems, Sampling(6), seed=2)
+    done = completions(groups)
+    assert [s.ids for s in pack(done)] == [[*c.prompt_ids, *c.ids] for c in done]
+    assert_packs(pack(done), done)
+    sketches = [s.completion for group in groups for s in group.sketches]
+    assert len(pack(sketches)) == {parallel: 0, sesa: 2, iid_sketches: 12}[sampler]
+
+
+def test_cut_off_and_free_text_is_one_sequence_too(word_lm, paths_lm, reference):
+    """Answers without an end, words without blanks between them: what was sampled is never tokenized again."""
+    model, tokenizer = word_lm
+    task = copy.copy(paths_lm[0])
+    task.prompt = lambda problem, history=(): "w0\n" + "".join(f"{h}\n" for h in history)
+    group = sequential(LocalEngine(model, tokenizer), task, task.problems[:1], Sampling(12, temperature=0.8), seed=0)
+    done = completions(group)
+    assert {c.stopped for c in done} == {True, False}
+    assert len(pack(done)) == 1
+    with torch.no_grad():
+        logprobs, owner = packed_logprobs(model, pack(done), 0.8)
+        for i, c in enumerate(done):
+            torch.testing.assert_close(logprobs[owner == i].double(), reference(model, c.prompt_ids, c.ids, 0.8), atol=1e-5, rtol=0)
+            torch.testing.assert_close(logprobs[owner == i], torch.tensor(c.logprobs), atol=1e-5, rtol=0)
+
+
+def test_greedy_logprobs_are_those_of_temperature_1(word_lm, reference):
+    model, _ = word_lm
+    with torch.no_grad():
+        logprobs, _ = packed_logprobs(model, [Packed([5, 6, 7], [-1, 0, 0])], temperature=0)
+        torch.testing.assert_close(logprobs[0].double(), reference(model, [5], [6, 7]), atol=1e-5, rtol=0)
