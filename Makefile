@@ -9,7 +9,7 @@ RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce smoke test lab figures setup lock clean
+.PHONY: help reproduce smoke test lab figures setup lock readme clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ lock:  ## write requirements.lock anew from pyproject.toml with the newest versi
 	rm -rf runs/lock && $(PYTHON) -m venv runs/lock && runs/lock/bin/pip install --quiet .
 	runs/lock/bin/pip freeze --exclude sesa | sed 's/+cpu$$//' > requirements.lock
 	rm -rf runs/lock build
+
+readme: $(VENV)/ready  ## write the claims of figures/laptop/claims.csv into README.md (for maintainers)
+	$(RUN) -m sesa.claims
 
 clean:  ## remove the environment, all runs, and figures that git does not keep
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .hypothesis

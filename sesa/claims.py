@@ -14,7 +14,9 @@ from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
 MIN_SEEDS = 3  # no verdict on fewer
-MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "clusters"]
+BEGIN, END = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
+MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "problems"]
+NUMBERS = ["paper_baseline", "paper_value", "paper_effect", *MEASURED[2:]]
 NOT_RUN = "not run at this scale"
 
 
@@ -27,32 +29,27 @@ def paper_claims() -> pd.DataFrame:
     return pd.read_csv(io.StringIO(verified_text(PAPER))).set_index("id", drop=False)
 
 
-def measure(claim: str, setting: str, baseline: Sequence[float], value: Sequence[float], seeds: Sequence[int]) -> dict:
+def measure(claim: str, setting: str, baseline: pd.DataFrame, value: pd.DataFrame) -> dict:
     """One measured claim: both arms' means, and the effect with its 95% interval.
 
     Args:
-        claim: its id in `paper_claims.csv`, which also says whether the effect is a ratio or a difference.
+        claim: its id in `paper_claims.csv`, which also says whether the effect is a ratio (of the means) or a difference.
         setting: what of our setting a reader must know, e.g. "T=1".
-        baseline, value: the two arms on the same problems, one number per (seed, problem), in the same order.
-        seeds: the seed of each.
+        baseline, value: the two arms on the same problems, (seeds, problems), index and columns alike.
 
     Raises:
         KeyError: the paper makes no such claim.
+        ValueError: the two arms have other seeds or problems.
     """
-    kind = paper_claims().loc[claim, "effect_kind"]
-    paired = [v / b if kind == "ratio" else v - b for b, v in zip(baseline, value, strict=True)]
-    effect, low, high = bootstrap_interval(paired, seeds)
-    return {
-        "id": claim,
-        "setting": setting,
-        "baseline": bootstrap_interval(baseline, seeds)[0],
-        "value": bootstrap_interval(value, seeds)[0],
-        "effect": effect,
-        "low": low,
-        "high": high,
-        "seeds": len(set(seeds)),
-        "clusters": len(seeds),
-    }
+    if not (baseline.index.equals(value.index) and baseline.columns.equals(value.columns)):
+        raise ValueError(f"{claim}: both arms must have the same seeds and problems")
+    if paper_claims().loc[claim, "effect_kind"] == "ratio":
+        effect, low, high = bootstrap_interval(value, over=baseline)
+    else:
+        effect, low, high = bootstrap_interval(value - baseline)
+    seeds, problems = value.shape
+    means = {"baseline": baseline.to_numpy().mean(), "value": value.to_numpy().mean()}
+    return {"id": claim, "setting": setting, **means, "effect": effect, "low": low, "high": high, "seeds": seeds, "problems": problems}
 
 
 def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int) -> str:
@@ -68,7 +65,7 @@ def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int)
     if paper_effect < nothing:  # look at it in the mirror
         paper_effect, low, high = -paper_effect, -high, -low
         nothing = -nothing
-    if low <= nothing:
+    if not low > nothing:  # an interval that is no number shows nothing either
         return "not reproduced"
     return "reproduced" if high >= paper_effect else "direction only"
 
@@ -84,11 +81,11 @@ def claims_table(profile: str) -> pd.DataFrame:
     """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
     paper = paper_claims()
     files = [p for p in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv")) if p.name != "10_claims.csv"]
-    measured = [row for p in files for row in pd.read_csv(p).to_dict("records")]
+    measured = [row for p in files for row in _read(p).to_dict("records")]
     ours = pd.DataFrame(measured, columns=MEASURED)
     table = paper.reset_index(drop=True).merge(ours, on="id", how="left")
     table["verdict"] = [
-        NOT_RUN if pd.isna(r["effect"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
+        NOT_RUN if pd.isna(r["seeds"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
         for r in table.to_dict("records")
     ]
     return table
@@ -119,5 +116,20 @@ def claims_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_claims(text: str, table: pd.DataFrame) -> str:
+    """`text` with its section between the two claims marks replaced by the measured rows of the table."""
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + "\n" + claims_markdown(table.dropna(subset=["seeds"])) + END + rest.split(END)[1]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"setting": str}, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
+
+
 def _folder(profile: str) -> Path:
     return home() / "figures" / profile
+
+
+if __name__ == "__main__":  # `make readme`
+    readme = ROOT / "README.md"
+    write_atomic(readme, with_claims(readme.read_text(encoding="utf-8"), _read(ROOT / "figures" / "laptop" / "claims.csv")))

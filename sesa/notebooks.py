@@ -124,10 +124,14 @@ def stamps(profile: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for notebook in names():
         cells = _cells(notebook)
-        # What the section says, without reading YAML: from its name to the next line that is not indented.
+        # What the section says, without reading YAML: from its name to the next line that is not indented. All, if it is not plain.
         section = re.search(rf"^{notebook}:.*\n(?:[ \t#].*\n|\n)*", text + "\n", re.MULTILINE)
-        files = sources_behind(_code(cells)) | {ROOT / "requirements.lock", ROOT / "sesa" / "notebooks.py"}
-        said = [json.dumps([c["cell_type"], c["source"]]) for c in cells] + [section.group() if section else ""]
+        try:
+            files = sources_behind(_code(cells)) | {ROOT / "requirements.lock", ROOT / "sesa" / "notebooks.py"}
+        except SyntaxError as e:
+            raise ProfileError(f"notebooks/{notebook}.ipynb is no Python: {e.msg}: {e.text}") from e
+        said = [json.dumps([c["cell_type"], c["source"]]) for c in cells]
+        said.append(section.group() if section and "*" not in section.group() else text)
         found[notebook] = fingerprint(files, *said)
     if CLAIMS in found:
         found[CLAIMS] = fingerprint([], *found.values())
@@ -172,6 +176,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     folder = home() / "runs" / profile
     folder.mkdir(parents=True, exist_ok=True)
     partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
+    environment = dict(os.environ)
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
     try:
         papermill.execute_notebook(
@@ -181,6 +186,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
             kernel_name="python3",
             cwd=str(FOLDER),
             progress_bar=False,
+            extra_arguments=["--log-level=50"],  # no word of the kernel about its own start and end
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
@@ -189,22 +195,25 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         os.replace(partial, done)
         failed.unlink(missing_ok=True)
         return done
-    except PapermillExecutionError as e:
+    except (PapermillExecutionError, RuntimeError) as e:
         os.replace(partial, failed)
         raise NotebookError(notebook, e, failed) from e
     finally:
+        os.environ.clear()
+        os.environ |= environment
         partial.unlink(missing_ok=True)
 
 
 class NotebookError(RuntimeError):
-    """A cell failed."""
+    """A cell failed, or the process that runs them ended."""
 
     def __init__(self, notebook: str, e: Any, failed: Path):
-        cell = "".join(e.source).strip()
-        super().__init__(
-            f"notebook {notebook} failed in cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines())
-            + f"\n\n{e.ename}: {e.evalue}\n\nAll up to it, with the traceback: {failed}"
-        )
+        if hasattr(e, "ename"):
+            cell = "".join(e.source).strip()
+            what = f"failed in cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines()) + f"\n\n{e.ename}: {e.evalue}"
+        else:
+            what = f"could not go on: {e} (if something killed its process: is there enough memory?)"
+        super().__init__(f"notebook {notebook} {what}\n\nAll up to it: {failed}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -222,10 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "stamps":
             print(*(f"{name}.{digest}" for name, digest in stamps(args.profile).items()), sep="\n")
             return 0
-        done = run(args.notebook, args.profile, args.redraw)
-        if args.stamp:
+        if args.stamp:  # the older ones go first: even a run that fails may have overwritten their figures
             for old in args.stamp.parent.glob(f"{args.notebook}.*.done"):
                 old.unlink()
+        done = run(args.notebook, args.profile, args.redraw)
+        if args.stamp:
             args.stamp.touch()
         print(f"{args.notebook} is done: {os.path.relpath(done)}")
         return 0

@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent  # of the checkout: sesa/, noteboo
 
 
 def home() -> Path:
-    """Where `runs/` and `figures/` are written: the checkout, or the folder that the environment variable SESA_HOME names."""
-    return Path(os.environ.get("SESA_HOME") or ROOT)
+    """Where `runs/` and `figures/` are written: the checkout, or the folder, relative to it, that the variable SESA_HOME names."""
+    return ROOT / os.environ.get("SESA_HOME", "")
 
 
 class DataError(ValueError):
@@ -111,7 +111,7 @@ def verified_text(path: Path) -> str:
     """
     hint = f"restore both from git (`git checkout {path.parent.name}/`), or rebuild it as {path.parent.name}/README.md says"
     try:
-        content, sums = path.read_bytes(), (path.parent / "SHA256SUMS").read_text(encoding="utf-8").split()
+        content, sums = path.read_bytes(), (path.parent / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").split()
     except OSError as e:
         raise DataError(f"cannot read {e.filename}: {hint}") from e
     expected = dict(zip(sums[1::2], sums[::2], strict=False)).get(path.name, "nothing")
@@ -140,7 +140,8 @@ def sources_behind(code: str) -> set[Path]:
             if name.split(".")[0] != "sesa":
                 continue
             base = ROOT / name.replace(".", "/")
-            for path in (base.with_suffix(".py"), base / "__init__.py"):
+            packages = [p / "__init__.py" for p in (base, *base.parents) if p.is_relative_to(ROOT / "sesa")]
+            for path in (base.with_suffix(".py"), *packages):
                 if path.is_file() and path not in found:
                     found.add(path)
                     queue.append(path.read_text(encoding="utf-8"))
@@ -164,7 +165,7 @@ def _essence(code: str) -> str:
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0] = ast.Pass()
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 
@@ -181,6 +182,7 @@ def code_behind(function: Callable) -> str:
         ValueError: it reads a variable of its notebook. What a result depends on must be an argument, or records could go stale.
     """
     texts: set[str] = set()
+    bound: set[str] = set()  # values of defaults and closures
     modules: set[str] = set()
     queue = [function]
     while queue:
@@ -192,15 +194,17 @@ def code_behind(function: Callable) -> str:
         if text in texts:
             continue
         texts.add(text)
+        bound.add(repr((f.__defaults__, f.__kwdefaults__, [c.cell_contents for c in f.__closure__ or ()])))
         for name in _globals_read(f.__code__) & f.__globals__.keys():
-            value = f.__globals__[name]
+            value = inspect.unwrap(f.__globals__[name])
+            own = getattr(value, "__module__", None) == f.__module__
             if isinstance(value, ModuleType):
                 modules |= {value.__name__} & {m for m in sys.modules if m.split(".")[0] == "sesa"}
-            elif not callable(value):
+            elif not (inspect.isroutine(value) or inspect.isclass(value)) or inspect.isclass(value) and own:
                 raise ValueError(f"{f.__name__} reads the variable `{name}`: make it an argument, so that it is recorded")
-            elif value.__module__.split(".")[0] == "sesa" or isinstance(value, FunctionType) and value.__module__ == f.__module__:
+            elif (value.__module__ or "").split(".")[0] == "sesa" or isinstance(value, FunctionType) and own:
                 queue.append(value)
-    return fingerprint(sources_behind("\n".join(f"import {m}" for m in sorted(modules))), *sorted(texts))
+    return fingerprint(sources_behind("\n".join([*texts, *(f"import {m}" for m in modules)])), *sorted(texts | bound))
 
 
 def _globals_read(code: CodeType) -> set[str]:
@@ -215,8 +219,10 @@ def origin() -> dict[str, Any]:
     """What made a result: commit (and whether code, notebooks or data differ from it), versions, machine."""
 
     def git(*args: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+            return None
 
     from importlib.metadata import version
 
@@ -249,6 +255,9 @@ def progress(total: int, name: str):
         def display(self, msg=None, pos=None):
             if self.n or self.total == 0:
                 print(self, flush=True)
+
+        def set_postfix_str(self, s="", refresh=False):
+            super().set_postfix_str(s, refresh=False)
 
         def close(self):
             if not self.disable and self.n > self.last_print_n:

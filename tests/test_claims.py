@@ -113,51 +113,56 @@ def test_an_interval_that_is_not_a_number_shows_nothing(kind, paper):
 # --------------------------------------------------------------------------------------------------------------- measure
 
 
+def arm(*rows):
+    """(seeds, problems)."""
+    return pd.DataFrame(list(rows))
+
+
 def test_measured_difference_by_hand():
-    """Seed 0: 0.1 -> 0.4 and 0.3 -> 0.6; seed 1: 0.2 -> 0.5; always +0.3. Means over seeds of their means: 0.2 and 0.5."""
-    row = measure("synthetic-coverage", "T=1", [0.1, 0.3, 0.2], [0.4, 0.6, 0.5], [0, 0, 1])
+    """Always +0.3: what the problems differ in is common to both arms and leaves no doubt about the effect."""
+    row = measure("synthetic-coverage", "T=1", arm([0.1, 0.3], [0.2, 0.2]), arm([0.4, 0.6], [0.5, 0.5]))
     assert row == {
         "id": "synthetic-coverage",
         "setting": "T=1",
         "baseline": pytest.approx(0.2),
         "value": pytest.approx(0.5),
         "effect": pytest.approx(0.3),
-        "low": pytest.approx(0.3),  # the pairs' noise is common to both arms and leaves no doubt about the effect
+        "low": pytest.approx(0.3),
         "high": pytest.approx(0.3),
         "seeds": 2,
-        "clusters": 3,
+        "problems": 2,
     }
 
 
 def test_measured_ratio_by_hand():
-    row = measure("recovery", "", [1, 2, 3], [2.5, 5, 7.5], [0, 1, 2])
-    assert (row["baseline"], row["value"], row["seeds"], row["clusters"]) == (2, 5, 3, 3)
+    row = measure("recovery", "", arm([1], [2], [3]), arm([2.5], [5], [7.5]))
+    assert (row["baseline"], row["value"], row["seeds"], row["problems"]) == (2, 5, 3, 1)
     assert (row["effect"], row["low"], row["high"]) == pytest.approx((2.5, 2.5, 2.5))
 
 
 def test_measured_interval_has_the_spread_of_the_effect():
     """Two seeds with effects 0 and 1: resampled means are 0, 1/2 and 1, and a 95% interval holds all of them."""
-    row = measure("synthetic-coverage", "", [0.0, 0.0], [0.0, 1.0], [0, 1])
+    row = measure("synthetic-coverage", "", arm([0.0], [0.0]), arm([0.0], [1.0]))
     assert (row["effect"], row["low"], row["high"]) == (0.5, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("sequence", [list, np.array])
 @pytest.mark.parametrize("baseline, value, ratio", [([1, 10], [10, 10], 20 / 11), ([0, 10], [10, 10], 2.0)])
-def test_a_ratio_is_that_of_the_two_numbers_beside_it(sequence, baseline, value, ratio):
+def test_a_ratio_is_that_of_the_two_numbers_beside_it(baseline, value, ratio):
     """As the paper's 80 / 11: of the arms' means, so that no single problem where the baseline found little can make it."""
-    row = measure("synthetic-distinct", "", sequence(baseline), sequence(value), [0, 1])
-    assert row["effect"] == pytest.approx(ratio)
-    assert row["effect"] == pytest.approx(row["value"] / row["baseline"])
+    row = measure("synthetic-distinct", "", arm(baseline), arm(value))
+    assert row["effect"] == pytest.approx(ratio) == row["value"] / row["baseline"]
 
 
 def test_a_claim_that_the_paper_does_not_make_cannot_be_measured():
     with pytest.raises(KeyError, match="no-such-claim"):
-        measure("no-such-claim", "", [1.0], [2.0], [0])
+        measure("no-such-claim", "", arm([1.0]), arm([2.0]))
 
 
-def test_arms_of_different_length_are_refused():
-    with pytest.raises(ValueError):
-        measure("recovery", "", [1.0, 2.0], [2.0], [0, 1])
+def test_arms_of_other_problems_are_refused():
+    with pytest.raises(ValueError, match="same seeds and problems"):
+        measure("recovery", "", arm([1.0, 2.0]), arm([2.0]))
+    with pytest.raises(ValueError, match="same seeds and problems"):
+        measure("recovery", "", arm([1.0, 2.0]), arm([1.0, 2.0]).rename(columns={0: "map0"}))
 
 
 # ----------------------------------------------------------------------------------------------------------------- table
@@ -166,7 +171,7 @@ def test_arms_of_different_length_are_refused():
 def row(claim: str, setting: str, baseline: float, value: float, interval: tuple[float, float, float], seeds: int = 3) -> dict:
     effect, low, high = interval
     measured = {"id": claim, "setting": setting, "baseline": baseline, "value": value, "effect": effect, "low": low, "high": high}
-    return {**measured, "seeds": seeds, "clusters": seeds * 4}
+    return {**measured, "seeds": seeds, "problems": 4}
 
 
 def test_nothing_measured_is_not_run(in_tmp):
@@ -213,7 +218,7 @@ def test_table_joins_what_all_notebooks_measured(in_tmp):
     first = table.iloc[0]
     assert (first["paper_baseline"], first["paper_value"], first["paper_effect"]) == (11, 80, 7.27)
     assert (first["baseline"], first["value"], first["effect"], first["low"], first["high"]) == (10, 75, 7.5, 7.0, 8.0)
-    assert (first["seeds"], first["clusters"]) == (3, 12)
+    assert (first["seeds"], first["problems"]) == (3, 4)
 
 
 def test_markdown_has_one_line_a_row_with_its_numbers(in_tmp):

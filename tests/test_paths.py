@@ -345,6 +345,18 @@ def test_expansions_lie_below_their_sketch_and_follow_the_prior_there():
     assert abs(np.mean(surplus)) < 4 * np.std(surplus) / sqrt(N_TEXTS)
 
 
+def test_expansions_keep_names_apart_that_begin_alike(copy):
+    """A world in which every name begins another: A, Aa / B, Bb / C, Cc, Ccc, ..."""
+    names = [f"{'A' + 'a' * i},{'B' + 'b' * j},{'C' + 'c' * k},0" for i in range(2) for j in range(2) for k in range(12)]
+    paths.DATA.write_text("\n".join(["province,city,district,code", *names]) + "\n")
+    (copy / "SHA256SUMS").write_text(f"{hashlib.sha256(paths.DATA.read_bytes()).hexdigest()}  {paths.DATA.name}\n")
+    task = PathTask(PathConfig(None, None, None, list_share=0.0, sketch_share=0.0))
+    assert len(task.prior.paths) == 48
+    for prompt, completion in task.warm_start_texts(np.random.default_rng(16), 200):
+        sketch = prompt.split(" from ")[1].rstrip("\n").split("/")
+        assert completion.rstrip("\n").split("/")[: len(sketch)] == sketch
+
+
 def test_texts_are_fixed_by_the_generator():
     a, b, c = (TASK.warm_start_texts(np.random.default_rng(seed), 20) for seed in (1, 1, 2))
     assert a == b != c

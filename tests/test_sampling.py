@@ -161,6 +161,13 @@ def test_seeds(sampler):
     assert set(run(0, Sampling(6, list_length=2))[1]) == set(seeds)  # a sample's seed does not depend on how lists are cut
 
 
+def test_two_stages_share_no_seed_with_one():
+    one, two = Recorder(), Recorder()
+    sequential(one, TASK, PROBLEMS, Sampling(6), seed=0)
+    sesa(two, TASK, PROBLEMS, Sampling(6), seed=0)
+    assert not set(one.seeds) & set(two.seeds)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_group_does_not_depend_on_the_problems_beside_it(sampler):
     cfg = Sampling(5, list_length=3, window=2)

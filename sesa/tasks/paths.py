@@ -114,8 +114,10 @@ def make_maps(
     head: a path is in the head if its prior probability is above this; tail: (low, high), the probabilities of the tail. (Our choice.)
 
     Raises:
-        ValueError: this prior has too few paths in one of the two ranges.
+        ValueError: the two ranges overlap, or this prior has too few paths in one of them.
     """
+    if tail[1] > head:
+        raise ValueError(f"the tail {tail} reaches into the head, above {head}: a treasure would lie in both")
     rng = np.random.default_rng(seed)
     heads = np.flatnonzero(prior.p > head)
     tails = np.flatnonzero((prior.p >= tail[0]) & (prior.p <= tail[1]))
@@ -156,6 +158,10 @@ class PathConfig:
             raise ValueError(f"sketch_level is 1, 2 or 3 levels of the path, not {self.sketch_level}")
         if not 0 <= self.distinct_share <= 1:
             raise ValueError(f"distinct_share is a share, 0 to 1, not {self.distinct_share}")
+        if min(self.list_share, self.sketch_share, 1 - self.list_share - self.sketch_share) < 0:
+            raise ValueError(f"list_share {self.list_share} and sketch_share {self.sketch_share} must leave 0 or more for expansions")
+        if not 1 <= self.list_items[0] <= self.list_items[1]:
+            raise ValueError(f"list_items is (least, most), at least 1, not {self.list_items}")
 
 
 class PathTask:

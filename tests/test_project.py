@@ -1,0 +1,120 @@
+"""The repository as a whole: pins, the environment they make, what is committed, and the house's size."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = (ROOT / "requirements.lock").read_text().splitlines()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MODULES = sorted((ROOT / "sesa").rglob("*.py"))
+
+
+def normal(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+PINS = {normal(line.partition("==")[0]): line.partition("==")[2] for line in LOCK}
+
+
+def test_lock_pins_everything_to_public_versions():
+    assert [line for line in LOCK if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[0-9][0-9a-z.]*", line)] == []
+    assert len(PINS) == len(LOCK) > 50
+    assert "sesa" not in PINS
+
+
+def test_lock_holds_all_that_the_project_names():
+    named = dict(re.fullmatch(r"([\w.-]+)(.*)", d).groups() for d in PROJECT["dependencies"])
+    assert {normal(name) for name in named} - set(PINS) == set()
+    assert {name: f"=={PINS[normal(name)]}" for name, wanted in named.items() if wanted} == {n: w for n, w in named.items() if w}
+
+
+@pytest.mark.parametrize("name", sorted(PINS))
+def test_installed_version_is_the_pinned_one(name):
+    """The build's label, as in 2.13.0+cpu, does not count."""
+    assert importlib.metadata.version(name).partition("+")[0] == PINS[name]
+
+
+def test_imports_of_the_package_are_named_as_dependencies():
+    imported = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: fingerprints do not follow relative imports"
+                imported.add(node.module.split(".")[0])
+    from_outside = imported - sys.stdlib_module_names - {"sesa"}
+    distributions = importlib.metadata.packages_distributions()
+    named = {normal(re.match(r"[\w.-]+", d).group()) for d in PROJECT["dependencies"]}
+    assert {m for m in from_outside if not {normal(d) for d in distributions[m]} & named} == set()
+
+
+def test_all_subpackages_are_installed():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(setup["packages"]) == sorted({".".join(p.parent.relative_to(ROOT).parts) for p in MODULES})
+
+
+def test_conda_environment_takes_its_pins_from_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    plain = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip == ["-r requirements.lock"]
+    assert {re.match(r"\w+", d).group() for d in plain} == {"python", "pip"}
+    assert [d for d in plain if re.search(r"(?<![<>])=", d)] == []
+    (python,) = [d for d in plain if d.startswith("python")]
+    assert python.startswith(f"python{PROJECT['requires-python']}")
+
+
+def test_ci_runs_the_tests():
+    run = ROOT / ".ci" / "run"
+    assert os.access(run, os.X_OK)
+    assert re.search(r"^(exec )?make test$", run.read_text(), re.MULTILINE)
+
+
+def test_modules_are_short():
+    lines = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in MODULES}
+    assert {name: n for name, n in lines.items() if n > 350} == {}
+    assert sum(lines.values()) <= 3000
+
+
+def committed() -> list[Path]:
+    """What git keeps, or would keep if all were added now."""
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git checkout")
+    return [p for name in done.stdout.split("\0") if name and (p := ROOT / name).is_file()]
+
+
+def test_no_file_tells_of_a_developers_machine():
+    folders = ["work", "root", r"home/[\w.-]+", r"Users/[\w.-]+", "builds"]
+    anywhere = rf"(?<![\w.~>}}\])/+-])/(?:{'|'.join(folders)})/|C:\\+Users"
+    assert all(re.search(anywhere, f"'/{f}/x.py'") for f in ("work", "root", "home/me"))
+    found = []
+    for path in committed():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        needles = [anywhere, re.escape(f"{ROOT}/")]
+        if path.suffix == ".ipynb":  # of executed ones, whose warnings name temporary files
+            needles.append(r"(?<![\w+/])/(?:tmp|var|private)/")
+        found += [f"{path.relative_to(ROOT)}: {m.group()}" for n in needles for m in re.finditer(n, text)]
+    assert found == []
+
+
+def test_no_run_no_environment_and_nothing_large_is_committed():
+    files = [p.relative_to(ROOT) for p in committed()]
+    assert len(files) > 20
+    assert [str(p) for p in files if p.parts[0] in ("runs", ".venv") or p.suffix in (".pyc", ".safetensors", ".pt")] == []
+    assert [str(p) for p in files if p.parts[0] == "figures" and p.parts[1] not in ("laptop", "study", "gpu")] == []
+    assert [str(p) for p in files if (ROOT / p).stat().st_size > 5_000_000] == []
