@@ -20,7 +20,7 @@ STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(PYTHON) -m sesa.notebooks stamps
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: TIME)
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 5 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
@@ -29,20 +29,20 @@ $(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
 $(STAMPS): | $(VENV)/ready
 	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
 
-smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (TIME)
+smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (40 s)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(VENV)/ready  ## all tests (TIME)
+test: $(VENV)/ready  ## all tests (3 min)
 	$(RUN) -m pytest
 
 lab: $(VENV)/ready  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
-figures: $(VENV)/ready  ## draw all figures of PROFILE anew from recorded results, without any experiment (TIME)
+figures: $(VENV)/ready  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
-setup: $(VENV)/ready  ## create the environment in .venv from requirements.lock (TIME)
+setup: $(VENV)/ready  ## create the environment in .venv from requirements.lock (2 min)
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

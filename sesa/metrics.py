@@ -91,6 +91,12 @@ def entropy(p: np.ndarray) -> float:
     return float(-np.sum(p * np.log(p, where=p > 0, out=np.zeros_like(p))))
 
 
+def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) in nats. p sums to 1; q may sum to less, the rest being answers outside the support of p."""
+    p, q = p[p > 0], q[p > 0]
+    return float(np.sum(p * (np.log(p) - np.log(q))))
+
+
 def sample_entropy(keys: Sequence[Key]) -> float:
     """Entropy in nats of the valid answers' observed frequencies (biased low when samples are few: at most log n); 0 if none is valid."""
     counts = np.array(list(_counts(keys).values()), dtype=float)

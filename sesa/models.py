@@ -22,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
-from sesa.objective import Packed, packed_logprobs
+from sesa.packing import Packed, packed_logprobs
 from sesa.runs import derive_seed, fingerprint, hash_of, home, origin, progress, read_json, sha256, sources_behind, write_atomic, writing
 
 
@@ -83,7 +83,8 @@ def tiny_lm(
     inputs = json.loads(json.dumps(inputs))
     folder = home() / "runs" / "models" / f"tiny-{type(task).__name__.lower()}-{hash_of(inputs)}"
     if not _is_whole(folder, inputs):
-        model, tokenizer = _train(task, seed, config, warm_start)
+        with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
+            model, tokenizer = _train(task, seed, config, warm_start)
         _save(folder, model, tokenizer, inputs)
     return LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
 
@@ -156,8 +157,11 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
         write_atomic(part / "manifest.json", json.dumps({"inputs": inputs, "sha256": files, **origin()}, indent=1) + "\n")
         if folder.exists() and not _is_whole(folder, inputs):
             shutil.rmtree(folder)
-        if not folder.exists():
+        try:
             part.rename(folder)
+        except OSError:  # not empty: another process was faster
+            if not _is_whole(folder, inputs):
+                raise
 
 
 def _is_whole(folder: Path, inputs: dict) -> bool:
@@ -176,20 +180,15 @@ def _is_whole(folder: Path, inputs: dict) -> bool:
 def text_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, texts: Sequence[str], temperature: float = 1.0
 ) -> np.ndarray:
-    """Probability that sampling after `prompt` writes exactly each of `texts` at this temperature. Shape (texts,), float64.
+    """Probability that sampling after `prompt`, which is not empty, writes exactly each of `texts` at this temperature. (texts,), float64.
 
     Exact: one forward pass over prompt and text, in batches. With all valid answers as texts, 1 minus the sum is the share of invalid ones.
     """
-    head = tokenizer.encode(prompt)
+    head = tokenizer.encode(prompt, add_special_tokens=False)
     out = []
     for start in range(0, len(texts), 512):
-        tails = [tokenizer.encode(text) for text in texts[start : start + 512]]
+        tails = [tokenizer.encode(text, add_special_tokens=False) for text in texts[start : start + 512]]
         packed = [Packed(head + tail, [-1] * len(head) + [0] * len(tail)) for tail in tails]
         logprobs, owner = packed_logprobs(model, packed, temperature)
         out.append((logprobs.double() * (owner == 0)).sum(1).exp())
     return torch.cat(out).numpy()
-
-
-def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p || q) in nats. p sums to 1; q may sum to less, the rest being answers outside the support of p."""
-    return float(np.sum(p * (np.log(p) - np.log(q)), where=p > 0))

@@ -252,6 +252,8 @@ def progress(total: int, name: str):
     from tqdm import tqdm
 
     class Lines(tqdm):
+        monitor_interval = 0  # no thread to redraw a bar that is not there
+
         def display(self, msg=None, pos=None):
             if self.n or self.total == 0:
                 print(self, flush=True)

@@ -1,4 +1,4 @@
-"""What several test files need: a home for files away from the checkout, three small language models, one reference computation."""
+"""What several test files need: a home for files away from the checkout, small language models, one reference computation."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def random_llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
         vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.25, tie_word_embeddings=False,
         pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -58,7 +58,7 @@ def small_paths(distinct_share: float) -> PathTask:
         PathConfig(
             provinces=4, cities=4, districts=4, maps=2, list_items=(4, 12), list_share=0.9, sketch_share=0.05,
             distinct_share=distinct_share,
-        )  # fmt: skip
+        )
     )
 
 

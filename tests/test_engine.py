@@ -47,7 +47,7 @@ def small(model_class, config_class, vocabulary, **options):
             vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None,
             **{"initializer_range": 0.25, **options},
-        )  # fmt: skip
+        )
     ).eval()
 
 
@@ -86,7 +86,7 @@ def test_greedy_equals_generate(family, word_lm):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=2, pad_token_id=0
-        )  # fmt: skip
+        )
         assert c.prompt_ids + c.ids == tuple(out[0].tolist())
         assert c.stopped == (c.ids[-1] == 2)
 
@@ -113,17 +113,17 @@ def test_sliding_window_is_right_or_refused(word_lm, reference):
             np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids), atol=1e-4)
 
 
-def test_stop_ends_and_is_not_in_the_text(char_lm):
+@pytest.mark.parametrize("stop", ["\n", "!"])  # one token is "!\n": what stands beside the stop string, on either side
+def test_stop_ends_and_is_not_in_the_text(stop, char_lm):
     model, tokenizer = char_lm
-    done = generate(LocalEngine(model, tokenizer), CHARS * 60, seeds=range(300), max_tokens=30)
+    done = generate(LocalEngine(model, tokenizer), CHARS * 60, seeds=range(300), max_tokens=30, stop=stop)
     for c in done:
-        assert "\n" not in c.text
-        ends = [t for t, i in enumerate(c.ids) if "\n" in tokenizer.decode([i])]
+        ends = [t for t, i in enumerate(c.ids) if stop in tokenizer.decode([i])]
         assert ends == ([len(c.ids) - 1] if c.stopped else [])  # the first token that contains it is the last
         assert c.stopped or len(c.ids) == 30
-        assert tokenizer.decode(c.ids).split("\n")[0] == c.text
-    # All three ways to end were seen: the stop string alone, a token with more than the stop string, no stop at all.
-    assert {c.text[-1:] == "!" for c in done if c.stopped} == {True, False} and not all(c.stopped for c in done)
+        assert c.text == tokenizer.decode(c.ids).partition(stop)[0]
+    assert {c.stopped for c in done} == {True, False}
+    assert stop == "!" or {c.text[-1:] == "!" for c in done if c.stopped} == {True, False}
 
 
 def test_unequal_budgets_and_a_stop_on_the_last_token(char_lm):
@@ -306,15 +306,19 @@ def test_kept_caches_change_nothing(max_tokens, max_batch, char_lm):
     assert stopped == {True, False} and (max_tokens == 1 or len(lengths) > 3)
 
 
-def test_only_new_tokens_are_computed(char_lm):
+@pytest.mark.parametrize("max_batch", [512, 2])
+def test_only_new_tokens_are_computed(max_batch, char_lm):
     model, tokenizer = char_lm
-    engine, fed = LocalEngine(model, tokenizer), None
+    engine, fed = LocalEngine(model, tokenizer, max_batch), [0] * 6
     with Counter(model) as counter:
-        for _, _, done in grow(engine, [6, 6, 6, 2, 2], share=None, start=["abc\n", "a\n", "hello\n", "o", "hi", "fg\n"]):
-            new = [len(c.prompt_ids) - f for c, f in zip(done, fed or [0] * 6, strict=False)]
-            steps = max(len(c.ids) for c in done)
-            assert counter.tokens == len(done) * (max(new) + steps - 1)
-            assert fed is None or max(new) <= 2  # the token that stopped it, or the last one of a cut-off answer and its line end
+        for turn, (_, _, done) in enumerate(grow(engine, [6, 6, 6, 3, 2], start=["abc\n", "a\n", "hello\n", "o", "hi", "fg\n"])):
+            new = [len(c.prompt_ids) - f for c, f in zip(done, fed, strict=False)]
+            assert turn == 0 or max(new) <= 2  # the token that stopped it, or the last one of a cut-off answer and its line end
+            expected = 0
+            for start in range(0, len(done), max_batch):
+                part = slice(start, start + max_batch)
+                expected += len(done[part]) * (max(new[part]) + max(len(c.ids) for c in done[part]) - 1)
+            assert counter.tokens == expected
             fed = [len(c.prompt_ids) + len(c.ids) - 1 for c in done]  # a last token is computed only when its row goes on
             counter.tokens = 0
 

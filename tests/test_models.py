@@ -17,7 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from sesa.engines.local import LocalEngine
-from sesa.models import TinyConfig, WarmStart, _mean_loss_backward, kl_divergence, text_probabilities, tiny_lm, word_tokenizer
+from sesa.metrics import kl_divergence
+from sesa.models import TinyConfig, WarmStart, _mean_loss_backward, text_probabilities, tiny_lm, word_tokenizer
 from sesa.sampling import Sampling, sequential
 from sesa.tasks.paths import PathConfig
 
@@ -306,7 +307,7 @@ def test_text_probabilities_match_frequencies(taught_toy):
 
 
 def test_text_probabilities_add_no_tokens(taught_toy):
-    """A tokenizer that begins every text with a token of its own, as many pretrained ones do, changes nothing: as in the engine."""
+    """A tokenizer that begins every text with a token of its own, as many pretrained ones do, changes nothing."""
     model, tokenizer = taught_toy
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.post_processor = TemplateProcessing(single="go $A", special_tokens=[("go", tokenizer.encode("go")[0])])

@@ -318,7 +318,7 @@ def test_lists_repeat_themselves_as_configured(taught):
 
 def test_half_a_share_of_distinct_lists():
     """With 32 lines of a skewed prior an independent list without any repetition is out of the question."""
-    task = PathTask(PathConfig(distinct_share=0.5, list_share=1.0, list_items=(32, 32)))
+    task = PathTask(PathConfig(distinct_share=0.5, list_share=1.0, sketch_share=0.0, list_items=(32, 32)))
     texts = task.warm_start_texts(np.random.default_rng(13), 1000)
     assert within(sum(len(set(c.splitlines())) == 32 for _, c in texts), 1000, 0.5)
 

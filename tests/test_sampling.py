@@ -14,6 +14,10 @@ from sesa.sampling import Sampling, iid_sketches, parallel, sequential, sesa
 from sesa.tasks import Grade
 
 
+def answer(prompt, seed):
+    return hashlib.sha256(f"{prompt}|{seed}".encode()).hexdigest()[:6]
+
+
 class Recorder:
     """An engine that answers with a short hash of prompt and seed, and keeps the calls."""
 
@@ -22,10 +26,9 @@ class Recorder:
 
     def generate(self, prompts, *, seeds, stop, max_tokens, temperature=1.0, top_p=1.0, share=None):
         assert len(prompts) == len(seeds) == len(share)
-        self.calls.append(
-            dict(prompts=prompts, seeds=seeds, stop=stop, max_tokens=max_tokens, temperature=temperature, top_p=top_p, share=share)
-        )
-        return [Completion(hashlib.sha256(f"{p}|{s}".encode()).hexdigest()[:6], True) for p, s in zip(prompts, seeds, strict=True)]
+        options = dict(stop=stop, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+        self.calls.append(dict(prompts=prompts, seeds=seeds, share=share, **options))
+        return [Completion(answer(p, s), True) for p, s in zip(prompts, seeds, strict=True)]
 
     @property
     def seeds(self):
@@ -133,8 +136,7 @@ def test_rows_that_go_on_are_the_first_ones_and_continue_their_own_answer():
     assert [len(call["prompts"]) for call in engine.calls] == [9, 6, 6]
     for before, after in zip(engine.calls, engine.calls[1:], strict=False):
         for old, seed, new in zip(before["prompts"], before["seeds"], after["prompts"], strict=False):
-            written = hashlib.sha256(f"{old}|{seed}".encode()).hexdigest()[:6]
-            assert new == f"{old}{written};"
+            assert new == f"{old}{answer(old, seed)};"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

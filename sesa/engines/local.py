@@ -47,9 +47,10 @@ class LocalEngine:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 512):
-        self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
+        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self._kept: dict[int, _Rows] = {}  # of the last call, by chunk of max_batch rows
         self._weights = None
+        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self._stops: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -72,18 +73,23 @@ class LocalEngine:
         share = list(prompts if share is None else share)
         if not len(prompts) == len(seeds) == len(share):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds and {len(share)} labels to share by: give one of each per prompt")
-        if temperature < 0 or not 0 < top_p <= 1:
+        if not temperature >= 0 or not 0 < top_p <= 1:
             raise ValueError(f"temperature must be >= 0 and top_p in (0, 1], not {temperature} and {top_p}")
-        weights = sum(p._version for p in self.model.parameters())  # changes when an optimiser steps
+        weights = self._fingerprint()
         if weights != self._weights:
             self._kept, self._weights = {}, weights
         completions, self._kept, kept = [], {}, self._kept
-        for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
-            part = slice(start, start + self.max_batch)
-            rows = self._continue(kept.pop(chunk, None), prompts[part]) or self._start(prompts[part], share[part])
-            logits = self._feed(rows)
-            completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
-            self._kept[chunk] = rows
+        training = self.model.training
+        self.model.eval()
+        try:
+            for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
+                part = slice(start, start + self.max_batch)
+                rows = self._continue(kept.pop(chunk, None), prompts[part]) or self._start(prompts[part], share[part])
+                logits = self._feed(rows)
+                completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
+                self._kept[chunk] = rows
+        finally:
+            self.model.train(training)
         return completions
 
     # -------------------------------------------------------------------------------------------------- before decoding
@@ -92,7 +98,8 @@ class LocalEngine:
         """The kept rows with what the prompts add to them; None unless every prompt continues the row of its place."""
         if rows is None or len(prompts) > len(rows.texts):
             return None
-        if not all(p.startswith(t) for p, t in zip(prompts, rows.texts, strict=False)):
+        kept = zip(prompts, rows.texts, rows.ids, rows.fed, strict=False)
+        if not all(p.startswith(t) and (p != t or fed < len(ids)) for p, t, ids, fed in kept):  # each must have a token to feed
             return None
         if len(prompts) < len(rows.texts):
             rows = rows.take(range(len(prompts)))
@@ -123,6 +130,11 @@ class LocalEngine:
         rows.texts, rows.ids = list(prompts), [list(row) for row in ids]
         return rows
 
+    def _fingerprint(self) -> list[float]:
+        """Changes when an optimiser steps. Version counters would not do: fused optimisers and `.data` leave them alone."""
+        some = [p.detach().flatten()[:: max(1, p.numel() // 64)].double().sum() for p in self.model.parameters()]
+        return torch.stack(some).tolist()
+
     def _empty(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
 
@@ -148,6 +160,8 @@ class LocalEngine:
     def _forward(self, rows: _Rows, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         before = rows.mask.sum(1, keepdim=True)
         rows.mask = torch.cat([rows.mask, mask], 1)
+        if self._window and rows.mask.shape[1] > self._window:  # transformers counts columns, gaps among them, not tokens
+            raise ValueError(f"{rows.mask.shape[1]} columns are more than the sliding window of this model, {self._window}")
         return self.model(
             input_ids=tokens,
             attention_mask=rows.mask,
@@ -177,7 +191,9 @@ class LocalEngine:
         completions = []
         for r, (length, unfinished) in enumerate(zip(lengths.tolist(), alive.tolist(), strict=True)):
             ids = sampled[r][:length]
-            written = self.tokenizer.decode(ids, skip_special_tokens=True)
+            # The text is all that was written but <eos>, special tokens too: what the next prompt shows is what the model saw.
+            body = ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
+            written = self.tokenizer.decode(body)
             completions.append(
                 Completion(
                     text=written.split(stop)[0],
@@ -189,7 +205,7 @@ class LocalEngine:
             )
             # The last token of a row is in its ids, not in the cache: it is computed when the row goes on.
             rows.fed[r] = len(rows.ids[r]) + length - 1
-            rows.ids[r] = rows.ids[r] + ids
+            rows.ids[r] = rows.ids[r] + body
             rows.texts[r] += written
         return completions
 

@@ -158,8 +158,8 @@ class PathConfig:
             raise ValueError(f"sketch_level is 1, 2 or 3 levels of the path, not {self.sketch_level}")
         if not 0 <= self.distinct_share <= 1:
             raise ValueError(f"distinct_share is a share, 0 to 1, not {self.distinct_share}")
-        if min(self.list_share, self.sketch_share, 1 - self.list_share - self.sketch_share) < 0:
-            raise ValueError(f"list_share {self.list_share} and sketch_share {self.sketch_share} must leave 0 or more for expansions")
+        if min(self.list_share, self.sketch_share) < 0 or self.list_share + self.sketch_share > 1 + 1e-9:
+            raise ValueError(f"list_share {self.list_share} and sketch_share {self.sketch_share} are shares, of which the rest is expansions")
         if not 1 <= self.list_items[0] <= self.list_items[1]:
             raise ValueError(f"list_items is (least, most), at least 1, not {self.list_items}")
 
