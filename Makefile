@@ -4,6 +4,8 @@
 PROFILE ?= laptop
 PYTHON  ?= python3
 VENV    ?= .venv
+# An environment of ours is made when needed; one that is given (VENV=...) is used as it is.
+READY   := $(if $(filter .venv,$(VENV)),.venv/ready)
 RUN     := $(VENV)/bin/python
 RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
@@ -15,8 +17,11 @@ help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PROFILE=name takes notebooks/profiles/name.yaml (default: laptop); -j2 runs two notebooks at once; -n shows the work."
 
+# Said before anything of ours runs, as an older Python could not read it.
+OLD := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+
 ifneq ($(filter reproduce,$(MAKECMDGOALS)),)
-STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(PYTHON) -m sesa.notebooks stamps $(PROFILE)))
+STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebooks stamps $(PROFILE)))
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
@@ -26,26 +31,26 @@ reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the exe
 # The claims come last: they are joined from what all other notebooks leave.
 CLAIMS := $(filter $(RUNS)/10_claims.%,$(STAMPS))
 $(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
-$(STAMPS): | $(VENV)/ready
+$(STAMPS): | $(READY)
 	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
 
 smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (40 s)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(VENV)/ready  ## all tests (3 min)
+test: $(READY)  ## all tests (3 min)
 	$(RUN) -m pytest
 
-lab: $(VENV)/ready  ## open the notebooks in JupyterLab
+lab: $(READY)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
-figures: $(VENV)/ready  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
+figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
-setup: $(VENV)/ready  ## create the environment in .venv from requirements.lock (2 min)
+setup: $(READY)  ## create the environment in .venv from requirements.lock (2 min)
 
-$(VENV)/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+.venv/ready: requirements.lock pyproject.toml
+	@$(OLD)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -56,9 +61,9 @@ lock:  ## write requirements.lock anew from pyproject.toml with the newest versi
 	runs/lock/bin/pip freeze --exclude sesa | sed 's/+cpu$$//' > requirements.lock
 	rm -rf runs/lock build
 
-readme: $(VENV)/ready  ## write the claims of figures/laptop/claims.csv into README.md (for maintainers)
+readme: $(READY)  ## write the claims of figures/laptop/claims.csv into README.md (for maintainers)
 	$(RUN) -m sesa.claims
 
 clean:  ## remove the environment, all runs, and figures that git does not keep
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .hypothesis
 	git clean -qfdX figures

@@ -55,9 +55,8 @@ def measure(claim: str, setting: str, baseline: pd.DataFrame, value: pd.DataFram
 def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int) -> str:
     """Of an effect, measured with interval (low, high), beside the paper's.
 
-    reproduced: it has the paper's sign beyond doubt (the interval excludes no effect) and is as large (the paper's effect lies within or
-    below the interval, in absolute terms). direction only: the sign, but smaller. not reproduced: the interval holds no effect, or
-    excludes the paper's sign. not judged: fewer than 3 seeds.
+    reproduced: the interval excludes "no effect" on the paper's side, and reaches the paper's effect or lies beyond it. direction only:
+    it excludes "no effect", but stays below the paper's. not reproduced: it contains "no effect", or lies on the other side. not judged: fewer than 3 seeds.
     """
     if seeds < MIN_SEEDS:
         return "not judged"
@@ -80,7 +79,7 @@ def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFra
 def claims_table(profile: str) -> pd.DataFrame:
     """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
     paper = paper_claims()
-    files = [p for p in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv")) if p.name != "10_claims.csv"]
+    files = sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))
     measured = [row for p in files for row in _read(p).to_dict("records")]
     ours = pd.DataFrame(measured, columns=MEASURED)
     table = paper.reset_index(drop=True).merge(ours, on="id", how="left")

@@ -69,7 +69,7 @@ def invalid_fraction(keys: Sequence[Key]) -> float:
 
 
 def coverage_at_k(groups: Sequence[Sequence[Key]], k: int, answers: int | Collection[str]) -> float:
-    """How much of what k samples could cover at most they do cover, averaged over groups; groups of any kind, in the order drawn.
+    """The share of the possible distinct answers that the first k samples contain, averaged over groups of any kind, in the order drawn.
 
     distinct valid answers among the first k / min(k, number of answers). 1: k samples, k finds. With a collection of answers (say,
     the treasures) only those count as finds. The paper's own definition of Coverage@k is not known to us; this is our choice.

@@ -229,6 +229,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         if args.command == "stamps":
+            for name in names():  # a stamp whose notebook was deleted says nothing
+                if not (home() / "figures" / args.profile / f"{name}.ipynb").is_file():
+                    for stale in (home() / "runs" / args.profile).glob(f"{name}.*.done"):
+                        stale.unlink()
             print(*(f"{name}.{digest}" for name, digest in stamps(args.profile).items()), sep="\n")
             return 0
         if args.stamp:  # the older ones go first: even a run that fails may have overwritten their figures

@@ -26,9 +26,14 @@ def pack(completions: Sequence[Completion]) -> list[Packed]:
     """The fewest sequences that neighbours allow: a completion whose prompt goes on from the sequence before it is appended to that.
 
     A list in the order drawn becomes one sequence; independent completions become one each.
+
+    Raises:
+        ValueError: a completion without tokens, from an engine that does not report them.
     """
     sequences: list[Packed] = []
     for i, c in enumerate(completions):
+        if not c.ids or not c.prompt_ids:
+            raise ValueError(f"completion {i} has no tokens: this engine does not report them, so there is nothing to pack")
         done = len(sequences[-1].ids) if sequences else 0
         if not sequences or list(c.prompt_ids[:done]) != sequences[-1].ids:
             sequences.append(Packed())
@@ -41,6 +46,9 @@ def pack(completions: Sequence[Completion]) -> list[Packed]:
 
 def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every token of every sequence given all before it, in one forward pass, with gradient.
+
+    Args:
+        temperature: divides the logits, as when sampling; 0 (greedy) counts as 1.
 
     Returns:
         logprobs, float32, and owner, int64, both (sequences, longest - 1): entry [s, t] belongs to token t + 1 of sequence s.

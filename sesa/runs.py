@@ -84,9 +84,9 @@ def writing(path: Path) -> Iterator[None]:
     """Says of a failed write what could not be written, and what to do."""
     try:
         yield
-    except OSError as e:
+    except Exception as e:  # libraries that write in another language have errors of their own
         hint = "nothing recorded before is lost; make room or give access there, and run the same command again"
-        raise OSError(e.errno, f"could not write {path}: {e.strerror or e} ({hint})") from e
+        raise OSError(getattr(e, "errno", None), f"could not write {path}: {getattr(e, 'strerror', e)} ({hint})") from e
 
 
 def read_json(path: Path) -> dict | None:
@@ -204,7 +204,7 @@ def code_behind(function: Callable) -> str:
                 raise ValueError(f"{f.__name__} reads the variable `{name}`: make it an argument, so that it is recorded")
             elif (value.__module__ or "").split(".")[0] == "sesa" or isinstance(value, FunctionType) and own:
                 queue.append(value)
-    return fingerprint(sources_behind("\n".join([*texts, *(f"import {m}" for m in modules)])), *sorted(texts | bound))
+    return fingerprint(sources_behind("\n".join([*texts, *(f"import {m}" for m in modules)])) | {ROOT / "requirements.lock"}, *sorted(texts | bound))
 
 
 def _globals_read(code: CodeType) -> set[str]:
@@ -289,10 +289,12 @@ def recorded(
 
     Args:
         compute: returns a pandas DataFrame; reads no variable of the notebook; its arguments are values of JSON.
+        pieces: the arguments in which the pieces differ, e.g. [{"seed": 0}, {"seed": 1}]; each piece is recorded on its own.
         jobs: processes that compute pieces side by side.
+        common: the arguments that all pieces have alike.
 
     Raises:
-        RecordError: SESA_REDRAW is set and the result is neither recorded nor committed.
+        RecordError: SESA_REDRAW is set and the result is neither recorded nor committed, or with other arguments.
     """
     import pandas as pd
 
@@ -304,6 +306,9 @@ def recorded(
     if todo and os.environ.get("SESA_REDRAW"):
         if not published.is_file():
             raise RecordError(f"no recorded result {published}: run `make reproduce PROFILE={profile}` first")
+        known = json.loads(published.with_suffix(".json").read_text(encoding="utf-8"))
+        if [{**m["inputs"], "code": code} for m in known] != inputs:
+            raise RecordError(f"{published} was recorded with other parameters: run `make reproduce PROFILE={profile}` first")
         return pd.read_csv(published)
 
     with progress(len(pieces), name) as bar:

@@ -1,4 +1,4 @@
-"""The method: how the candidates of one group are drawn.  (The paper's Sections 2 and 3, as far as they are known to us.)
+"""The method: how the candidates of one group are drawn.  (The paper's Section 2 and its two-stage method.)
 
     parallel        y_i ~ π(· | x)                          independent draws, as GRPO and DAPO take them
     sequential      y_i ~ π(· | x, y_1 .. y_{i-1})          each draw sees those before it
@@ -6,8 +6,8 @@
                     y_i ~ π(· | x, m_i)                     stage II: every sketch expanded, in parallel
     iid_sketches    m_i ~ π(· | x),  y_i ~ π(· | x, m_i)    the control: two stages without a history
 
-There is one idea here, what stands in the history, and so there is one loop, `_draw`. A group of G may be drawn as several lists
-that start anew every K ("sequential-K"); a list that starts anew at every draw, K = 1, is parallel sampling.
+The only difference between the samplers is what the history holds, so one loop, `_draw`, serves all. A group of G may be drawn as
+several lists that start anew every K ("sequential-K"); a list that starts anew at every draw, K = 1, is parallel sampling.
 
 The engine and the task come in from outside: this file knows no torch and no task.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from sesa.engines import Completion, Engine
 from sesa.runs import derive_seed
-from sesa.tasks import Task
+from sesa.tasks import Grade, Task
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,21 @@ def parallel(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling,
 
 def sequential(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
     """G draws per problem, each seeing those before it in its list: y_i ~ π(· | x, y_1 .. y_{i-1}).  (Paper, Section 2.)"""
-    drawn = _draw(engine, problems, cfg, seed, task.prompt, task.stop, task.max_tokens)
-    return [
-        Group(problem, tuple(_graded(task, problem, rollout) for rollout in rollouts))
-        for problem, rollouts in zip(problems, drawn, strict=True)
-    ]
+    drawn = _draw(engine, problems, cfg, seed, task.prompt, task.grade, task.stop, task.max_tokens)
+    return [Group(problem, tuple(rollouts)) for problem, rollouts in zip(problems, drawn, strict=True)]
 
 
 def sesa(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
-    """Two stages: G sketches one after another, then each expanded on its own, all at once.  (Paper, Section 3.)
+    """Two stages: G sketches one after another, then each expanded on its own, all at once.  (The paper's method for long solutions.)
 
     A sketch earns the reward of the solution that grew from it (our choice: the paper's rule is not known to us).
     """
+
+    def ungraded(problem: Any, text: str) -> Grade:
+        return Grade(reward=0.0, key=task.sketch_key(problem, text))
+
     stage_one = _draw(
-        engine, problems, cfg, derive_seed(seed, "sketch"), task.sketch_prompt, task.stop, task.sketch_max_tokens
+        engine, problems, cfg, derive_seed(seed, "sketch"), task.sketch_prompt, ungraded, task.stop, task.sketch_max_tokens
     )
     pairs = [
         (problem, sketch) for problem, sketches in zip(problems, stage_one, strict=True) for sketch in sketches
@@ -103,12 +104,11 @@ def sesa(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, see
     for i, problem in enumerate(problems):
         mine = slice(i * cfg.group_size, (i + 1) * cfg.group_size)
         rollouts = tuple(
-            _graded(task, problem, Rollout(prompt, c.text, (), 0, None, 0.0, c, sketch=sketch.text))
-            for prompt, c, (_, sketch) in zip(prompts[mine], completions[mine], pairs[mine], strict=True)
+            _rollout(problem, prompt, completion, task.grade, sketch=sketch.text)
+            for prompt, completion, (_, sketch) in zip(prompts[mine], completions[mine], pairs[mine], strict=True)
         )
         sketches = tuple(
-            replace(sketch, key=task.sketch_key(problem, sketch.text), reward=rollout.reward)
-            for sketch, rollout in zip(stage_one[i], rollouts, strict=True)
+            replace(sketch, reward=rollout.reward) for sketch, rollout in zip(stage_one[i], rollouts, strict=True)
         )
         groups.append(Group(problem, rollouts, sketches))
     return groups
@@ -119,10 +119,10 @@ def iid_sketches(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampl
     return sesa(engine, task, problems, replace(cfg, list_length=1), seed)
 
 
-def _draw(engine, problems, cfg, seed, prompt, stop, max_tokens) -> list[list[Rollout]]:
+def _draw(engine, problems, cfg, seed, prompt, grade, stop, max_tokens) -> list[list[Rollout]]:
     """The loop of every sampler: G candidates per problem, in lists of K; all lists of all problems grow side by side.
 
-    Returns, per problem, its rollouts in order, not graded yet.
+    Returns, per problem, its rollouts in order.
     """
     g, k = cfg.group_size, min(cfg.list_length or cfg.group_size, cfg.group_size)
     # A last list may be shorter. Such lists stand at the end, so that the rows still growing are always the first ones:
@@ -143,11 +143,20 @@ def _draw(engine, problems, cfg, seed, prompt, stop, max_tokens) -> list[list[Ro
             top_p=cfg.top_p,
             share=[problems[p].id for p, _ in growing],
         )
-        for (p, first), text, history, c in zip(growing, prompts, histories, completions, strict=True):
-            drawn[p][first + position] = Rollout(text, c.text, history, position, None, 0.0, c)
+        for (p, first), text, history, completion in zip(growing, prompts, histories, completions, strict=True):
+            drawn[p][first + position] = _rollout(problems[p], text, completion, grade, history=history, position=position)
     return drawn
 
 
-def _graded(task: Task, problem: Any, rollout: Rollout) -> Rollout:
-    grade = task.grade(problem, rollout.text)
-    return replace(rollout, key=grade.key, reward=grade.reward)
+def _rollout(problem, prompt, completion, grade, *, history=(), position=0, sketch=None) -> Rollout:
+    given = grade(problem, completion.text)
+    return Rollout(
+        prompt=prompt,
+        text=completion.text,
+        history=history,
+        position=position,
+        key=given.key,
+        reward=given.reward,
+        completion=completion,
+        sketch=sketch,
+    )

@@ -59,10 +59,16 @@ def test_reproduce_runs_every_notebook_once_and_the_claims_last(tmp_path, jobs):
 def test_reproduce_runs_nothing_when_all_stamps_stand(tmp_path):
     standing = [tmp_path / "runs" / "smoke" / f"{name}.{digest}.done" for name, digest in stamps("smoke").items()]
     standing[0].parent.mkdir(parents=True)
-    for stamp in standing:
+    executed = tmp_path / "figures" / "smoke"
+    executed.mkdir(parents=True)
+    for name, stamp in zip(names(), standing, strict=True):
         stamp.touch()
+        (executed / f"{name}.ipynb").touch()
     assert notebooks_run(make("-n", "reproduce", "PROFILE=smoke", home=tmp_path)) == []
     standing[0].unlink()
+    assert notebooks_run(make("-n", "reproduce", "PROFILE=smoke", home=tmp_path)) == [names()[0], "10_claims"]
+    standing[0].touch()
+    (executed / f"{names()[0]}.ipynb").unlink()  # a stamp whose notebook was deleted says nothing
     assert notebooks_run(make("-n", "reproduce", "PROFILE=smoke", home=tmp_path)) == [names()[0], "10_claims"]
 
 
@@ -87,10 +93,16 @@ def test_unknown_profile_is_refused_before_any_work(tmp_path, flags):
 
 
 def test_without_an_environment_reproduce_makes_one_first(tmp_path):
-    command = ["make", "-n", "reproduce", "PROFILE=smoke", f"VENV={tmp_path}/venv"]
-    steps = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True).stdout
+    for name in ("sesa", "notebooks", "data"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = ["make", "-n", "reproduce", "PROFILE=smoke"]
+    steps = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True).stdout
     places = [steps.index(s) for s in ("-m venv", "-r requirements.lock", "--editable .", "notebooks run")]
     assert places == sorted(places)
+    given = subprocess.run([*command, "VENV=/given"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True).stdout
+    assert "/given/bin/python -m sesa.notebooks run" in given and "pip" not in given  # used as it is
 
 
 def write_notebook(path: Path, *cells: str) -> None:

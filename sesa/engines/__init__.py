@@ -10,7 +10,7 @@ class Completion:
     """What an engine wrote after one prompt.
 
     `logprobs[t]` is the natural logarithm of the probability of `ids[t]` given `prompt_ids + ids[:t]` at the sampling
-    temperature, before top-p cuts the tail. An engine that sees no tokens (an endpoint) leaves the three tuples empty.
+    temperature (at 1 when that is 0), before top-p cuts the tail. An engine that sees no tokens (an endpoint) leaves the three tuples empty.
     """
 
     text: str  # without the stop string

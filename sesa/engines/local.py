@@ -1,6 +1,6 @@
 """The engine for a model in this process: any transformers causal LM, batched, with the key-value cache kept between calls.
 
-What makes sequential sampling cheap is here. A growing list is one sequence: each prompt of the next call is the text of the last
+This file makes sequential sampling cheap. A growing list is one sequence: each prompt of the next call is the text of the last
 one, what was written, and a separator. So the cache of the last call is kept, and of every prompt that goes on from it only the new
 tokens are computed: one cache for a whole group. And prompts with a common beginning (`share`) have that computed once.
 
@@ -28,7 +28,7 @@ class _Rows:
     cache: DynamicCache
 
     def take(self, rows: Sequence[int]) -> "_Rows":
-        """A copy of the given rows, which may repeat."""
+        """The given rows, which may repeat. They take the cache with them: these rows here must not be used afterwards."""
         rows = list(rows)
         self.cache.batch_select_indices(torch.tensor(rows, device=self.mask.device))
         return _Rows(

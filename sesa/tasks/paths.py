@@ -1,14 +1,14 @@
 """Path exploration, the paper's synthetic task (Section 2): walk province > city > district and find places not seen before.
 
-What is known of the paper's version is that the policy names paths through a hierarchy, and that distinct paths and Coverage@32 are
-counted. The prior over the paths, the maps and their treasures are our choice:
+What is known of the paper's version is that the policy names paths through a hierarchy (province > city > district, according to a
+second-hand summary), and that distinct paths and Coverage@32 are counted. The prior over the paths, the maps and their treasures are our choice:
 
 - a *tree*: China's provinces, cities and districts in pinyin (`data/china_divisions.csv`), whole or cut to a balanced sub-tree;
 - a *prior*: at every node the children have probabilities rank^-exponent (Zipf), the ranking shuffled per node, so a few paths carry
   most of the mass, as a language model's favourite answers do;
 - *maps*: problems that share the prior and differ in which paths hold a treasure (reward 1).
 
-All text is lines. A prompt ends with a line that says what to list; a candidate is one line, and a history is the lines above it:
+All texts consist of lines. A prompt ends with a line that says what to list; a candidate is one line, and a history is the lines above it:
 
     map7 districts          map7 cities             map7 from Hunan/Shaoyang
     Hunan/Shaoyang/Wugang   Hunan/Shaoyang          Hunan/Shaoyang/Wugang
@@ -176,6 +176,7 @@ class PathTask:
         self.problems = make_maps(self.prior, config.maps, derive_seed(config.seed, "maps"))
         # The prior of the first 1, 2 and 3 levels: what sketches are drawn from.
         self.priors = [marginal(self.prior, level) for level in (1, 2, 3)]
+        self.lines = [f"{path}\n" for path in self.prior.paths]  # every valid completion, as `prior.p` orders them
         self._places = [set(prior.paths) for prior in self.priors]
         self.max_tokens = len(LEVELS) + 1  # names and the line's end; a line of more is no path
         self.sketch_max_tokens = config.sketch_level + 1
