@@ -4,7 +4,10 @@ import copy
 import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sesa.engines.local import LocalEngine
 from sesa.metrics import kl_divergence
-from sesa.models import TinyConfig, WarmStart, _mean_loss_backward, text_probabilities, tiny_lm, word_tokenizer
+from sesa.models import TinyConfig, WarmStart, _mean_loss_backward, report, text_probabilities, tiny_lm, word_tokenizer
 from sesa.sampling import Sampling, sequential
-from sesa.tasks.paths import PathConfig
+from sesa.tasks.paths import PathConfig, PathTask
 
 # ------------------------------------------------------------------------------------------------------------- tokenizer
 
@@ -336,3 +339,38 @@ def test_kl_divergence_by_hand(pairs):
     expected = math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert kl_divergence(p, q) == pytest.approx(expected, abs=1e-12)
     assert kl_divergence(p, q) > -1e-12
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from sesa.models import TinyConfig, WarmStart, tiny_lm
+from sesa.tasks.paths import PathConfig, PathTask
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    tiny_lm(PathTask(PathConfig(maps=2)), seed=0, config=TinyConfig(32, 1, 2, 32), warm_start=WarmStart(steps=1, batch_size=2))
+except OSError as e:
+    print(e)
+"""
+
+
+def test_a_full_disk_while_the_model_is_saved_is_said_and_leaves_nothing(tmp_path):
+    """A file may have 4,000 bytes here; the weights have more, and their writer's error is not one of Python's own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], env={**os.environ, "SESA_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert "could not write" in done.stdout and "run the same command again" in done.stdout, done.stderr
+    assert list((tmp_path / "runs" / "models").iterdir()) == []
+
+
+def test_report_by_hand():
+    """Averages over the prompts of sums over the answers, written out."""
+    task = PathTask(PathConfig(maps=2))
+    model, tokenizer = tiny_lm(task, 0, TinyConfig(32, 1, 2, 32), WarmStart(steps=3, batch_size=4))
+    prompts = [task.prompt(problem) for problem in task.problems]
+    q = np.array([text_probabilities(model, tokenizer, prompt, task.lines) for prompt in prompts])
+    found = report(model, tokenizer, prompts, task.lines, task.prior.p)
+    p = task.prior.p
+    assert found["parameters"] == sum(w.numel() for w in model.parameters())
+    assert found["invalid"] == pytest.approx(1 - q.sum(1).mean())
+    assert found["KL(prior || model)"] == pytest.approx((p * np.log(p / q)).sum(1).mean())

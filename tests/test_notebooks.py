@@ -421,3 +421,13 @@ def test_notebook_runs_at_smoke(smoke, notebook):
     assert {f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "csv", "json")} <= made
     assert all(json.loads((smoke / f"{name}.json").read_text())["profile"] == "smoke" for name in drawn)
     assert {Path(f).name for f in made if not Path(f).name.startswith(notebook[:2])} <= {"claims.csv"}
+
+
+def test_the_synthetic_exploration_twice_is_the_same_to_the_byte(smoke, tmp_path, monkeypatch):
+    """Everything anew in another place, warm start included: the same numbers in every table."""
+    monkeypatch.setenv("SESA_HOME", str(tmp_path))
+    run("01_synthetic_exploration", "smoke")
+    again = tmp_path / "figures" / "smoke"
+    tables = sorted(p.relative_to(again) for p in again.rglob("*.csv"))
+    assert len(tables) > 8
+    assert [t for t in tables if (again / t).read_bytes() != (smoke / t).read_bytes()] == []

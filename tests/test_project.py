@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sesa.claims import _read, with_claims
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -118,3 +120,11 @@ def test_no_run_no_environment_and_nothing_large_is_committed():
     assert [str(p) for p in files if p.parts[0] in ("runs", ".venv") or p.suffix in (".pyc", ".safetensors", ".pt")] == []
     assert [str(p) for p in files if p.parts[0] == "figures" and p.parts[1] not in ("laptop", "study", "gpu")] == []
     assert [str(p) for p in files if (ROOT / p).stat().st_size > 5_000_000] == []
+
+
+def test_the_readme_says_what_the_committed_claims_say():
+    """`make readme` has nothing to do; nothing is left to fill in."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    claims = _read(ROOT / "figures" / "laptop" / "claims.csv")
+    assert with_claims(readme, claims) == readme
+    assert "@@" not in readme

@@ -628,6 +628,10 @@ def test_redraw_computes_nothing(experiment, home, monkeypatch):
     pd.testing.assert_frame_equal(experiment.run(), whole)  # from the published table
     assert experiment.calls() == []
     assert not (home / "runs").exists()
+    with pytest.raises(RecordError, match="other parameters"):
+        experiment.run(SEEDS[:2])
+    with pytest.raises(RecordError, match="other parameters"):
+        experiment.run(scale=3)
 
 
 SCRIPT = """
