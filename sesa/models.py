@@ -117,7 +117,7 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
     with progress(warm_start.steps, f"warm start, seed {seed}") as bar:
         for step in range(warm_start.steps):
             texts = task.warm_start_texts(rng, warm_start.batch_size)
-            loss = _mean_loss_backward(model, tokenizer, texts)
+            loss = text_loss_backward(model, tokenizer, texts)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
@@ -128,8 +128,10 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
     return model.eval(), tokenizer
 
 
-def _mean_loss_backward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> float:
-    """Adds the gradient of the mean cross-entropy (nats) of all completion tokens; returns that mean.
+def text_loss_backward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]], weight: float = 1.0
+) -> float:
+    """Adds the gradient of `weight` times the mean cross-entropy (nats) of all completion tokens; returns that mean.
 
     Texts of like length are computed together: their lengths differ by a factor of 30, and padding would be half the work.
     """
@@ -144,10 +146,11 @@ def _mean_loss_backward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
         for r, (a, b) in enumerate(part):
             ids[r, : len(a) + len(b)] = torch.tensor(a + b)
             taught[r, len(a) : len(a) + len(b)] = True
+        ids, taught = ids.to(model.device), taught.to(model.device)
         # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]]
         loss = cross_entropy(model.lm_head(hidden), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
-        loss.backward()
+        (weight * loss).backward()
         mean += loss.item()
     return mean
 
@@ -195,9 +198,9 @@ def text_probabilities(
     out = []
     for start in range(0, len(texts), 512):
         tails = [tokenizer.encode(text, add_special_tokens=False) for text in texts[start : start + 512]]
-        packed = [Packed(head + tail, [-1] * len(head) + [0] * len(tail)) for tail in tails]
-        logprobs, owner = packed_logprobs(model, packed, temperature)
-        out.append((logprobs.double() * (owner == 0)).sum(1).exp())
+        packed = [Packed(head + tail, [-1] * len(head) + [i] * len(tail)) for i, tail in enumerate(tails)]
+        scores = packed_logprobs(model, packed, temperature)
+        out.append(torch.zeros(len(tails), dtype=torch.double).index_add(0, scores.owner.cpu(), scores.logprobs.double().cpu()).exp())
     return torch.cat(out).numpy()
 
 

@@ -7,6 +7,7 @@ length, not G rows of growing length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -44,15 +45,19 @@ def pack(completions: Sequence[Completion]) -> list[Packed]:
     return sequences
 
 
-def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of every token of every sequence given all before it, in one forward pass, with gradient.
+class TokenScores(NamedTuple):
+    """Of every token that a completion wrote, sequence after sequence: three tensors of shape (tokens,)."""
+
+    logprobs: torch.Tensor  # float32, natural, given all before it
+    owner: torch.Tensor  # int64, the index of the completion that wrote it
+    entropy: torch.Tensor  # float32, nats, of the distribution it was drawn from; without gradient
+
+
+def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], temperature: float = 1.0) -> TokenScores:
+    """Log-probability of every token of every completion in its context, from one forward pass, with gradient.
 
     Args:
         temperature: divides the logits, as when sampling; 0 (greedy) counts as 1.
-
-    Returns:
-        logprobs, float32, and owner, int64, both (sequences, longest - 1): entry [s, t] belongs to token t + 1 of sequence s.
-        Padding has owner -1 and log-probability 0.
     """
     width = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -62,6 +67,10 @@ def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], tempera
         n = len(s.ids)
         ids[r, :n], owner[r, :n], mask[r, :n] = torch.tensor(s.ids), torch.tensor(s.owner), 1
     ids, owner, mask = (x.to(model.device) for x in (ids, owner, mask))
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / (temperature or 1.0)
-    logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
-    return logprobs * mask[:, 1:], owner[:, 1:]
+    wrote = owner[:, 1:] >= 0
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][wrote].float() / (temperature or 1.0)
+    distribution = torch.log_softmax(logits, -1)
+    logprobs = distribution.gather(-1, ids[:, 1:][wrote][:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(distribution.exp() * distribution).sum(-1)
+    return TokenScores(logprobs, owner[:, 1:][wrote], entropy)

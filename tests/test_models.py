@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sesa.engines.local import LocalEngine
 from sesa.metrics import kl_divergence
-from sesa.models import TinyConfig, WarmStart, _mean_loss_backward, report, text_probabilities, tiny_lm, word_tokenizer
+from sesa.models import TinyConfig, WarmStart, text_loss_backward, report, text_probabilities, tiny_lm, word_tokenizer
 from sesa.sampling import Sampling, sequential
 from sesa.tasks.paths import PathConfig, PathTask
 
@@ -227,7 +227,7 @@ def test_warm_start_gradient_is_that_of_the_completions_alone(paths_lm, referenc
     task, model, tokenizer = paths_lm
     batched, by_hand = copy.deepcopy(model), copy.deepcopy(model)
     texts = task.warm_start_texts(np.random.default_rng(0), 30)  # of very different lengths, more than one part of 12
-    mean = _mean_loss_backward(batched, tokenizer, texts)
+    mean = text_loss_backward(batched, tokenizer, texts)
     pairs = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in texts]
     total = sum(len(b) for _, b in pairs)
     losses = []

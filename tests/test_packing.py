@@ -72,7 +72,7 @@ def test_packed_logprobs_equal_those_of_each_rollout_alone(drawn, paths_lm, refe
     temperature, done = drawn
     model = paths_lm[1]
     with torch.no_grad():
-        logprobs, owner = packed_logprobs(model, pack(done), temperature)
+        logprobs, owner, _ = packed_logprobs(model, pack(done), temperature)
         for i, c in enumerate(done):
             assert len(c.prompt_ids) > 3  # map, blank, what to list, line end
             alone = reference(model, c.prompt_ids, c.ids, temperature)
@@ -80,26 +80,31 @@ def test_packed_logprobs_equal_those_of_each_rollout_alone(drawn, paths_lm, refe
             torch.testing.assert_close(logprobs[owner == i], torch.tensor(c.logprobs), atol=1e-5, rtol=0)
 
 
-def test_prompts_and_padding(drawn, paths_lm, reference):
+def test_only_what_a_completion_wrote_is_scored_in_order(drawn, paths_lm):
     temperature, done = drawn
-    model = paths_lm[1]
     sequences = pack(done)
     with torch.no_grad():
-        logprobs, owner = packed_logprobs(model, sequences, temperature)
-        assert logprobs.shape == owner.shape == (6, max(len(s.ids) for s in sequences) - 1)
-        for row, owned, s in zip(logprobs, owner, sequences, strict=True):
-            n = len(s.ids) - 1
-            assert owned.tolist() == s.owner[1:] + [-1] * (len(owned) - n)
-            assert (row[n:] == 0).all()
-            torch.testing.assert_close(row[:n].double(), reference(model, s.ids[:1], s.ids[1:], temperature), atol=1e-5, rtol=0)
+        logprobs, owner, entropy = packed_logprobs(paths_lm[1], sequences, temperature)
+    assert owner.tolist() == [o for s in sequences for o in s.owner if o >= 0]
+    assert logprobs.shape == entropy.shape == owner.shape
+
+
+def test_entropy_is_that_of_the_distribution_drawn_from(word_lm):
+    model, _ = word_lm
+    sequence = Packed([5, 6, 7, 8], [-1, 0, 0, 1])
+    with torch.no_grad():
+        entropy = packed_logprobs(model, [sequence], temperature=0.7).entropy
+        p = torch.softmax(model(torch.tensor([[5, 6, 7, 8]])).logits[0].double() / 0.7, -1)
+    by_hand = [-sum(x * math.log(x) for x in row.tolist() if x > 0) for row in p[:3]]
+    assert entropy.tolist() == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_gradient_equals_that_of_separate_rows(drawn, paths_lm, reference):
     temperature, done = drawn
     together, apart = copy.deepcopy(paths_lm[1]), copy.deepcopy(paths_lm[1])
     advantage = torch.randn(len(done), generator=torch.Generator().manual_seed(0))
-    logprobs, owner = packed_logprobs(together, pack(done), temperature)
-    (logprobs * advantage[owner] * (owner >= 0)).sum().backward()
+    logprobs, owner, _ = packed_logprobs(together, pack(done), temperature)
+    (logprobs * advantage[owner]).sum().backward()
     for a, c in zip(advantage, done, strict=True):
         (a * reference(apart, c.prompt_ids, c.ids, temperature).sum()).backward()
     largest = max(p.grad.abs().max() for p in apart.parameters())
@@ -129,7 +134,7 @@ def test_cut_off_and_free_text_is_one_sequence_too(word_lm, paths_lm, reference)
     assert {c.stopped for c in done} == {True, False}
     assert len(pack(done)) == 1
     with torch.no_grad():
-        logprobs, owner = packed_logprobs(model, pack(done), 0.8)
+        logprobs, owner, _ = packed_logprobs(model, pack(done), 0.8)
         for i, c in enumerate(done):
             alone = reference(model, c.prompt_ids, c.ids, 0.8)
             torch.testing.assert_close(logprobs[owner == i].double(), alone, atol=1e-5, rtol=0)
@@ -139,5 +144,5 @@ def test_cut_off_and_free_text_is_one_sequence_too(word_lm, paths_lm, reference)
 def test_greedy_logprobs_are_those_of_temperature_1(word_lm, reference):
     model, _ = word_lm
     with torch.no_grad():
-        logprobs, _ = packed_logprobs(model, [Packed([5, 6, 7], [-1, 0, 0])], temperature=0)
-        torch.testing.assert_close(logprobs[0].double(), reference(model, [5], [6, 7]), atol=1e-5, rtol=0)
+        logprobs, _, _ = packed_logprobs(model, [Packed([5, 6, 7], [-1, 0, 0])], temperature=0)
+        torch.testing.assert_close(logprobs.double(), reference(model, [5], [6, 7]), atol=1e-5, rtol=0)

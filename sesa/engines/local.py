@@ -104,13 +104,13 @@ class LocalEngine:
         if len(prompts) < len(rows.texts):
             rows = rows.take(range(len(prompts)))
         for r, prompt in enumerate(prompts):
-            rows.ids[r] += self._encode(prompt[len(rows.texts[r]) :])
+            rows.ids[r] += self.encode(prompt[len(rows.texts[r]) :])
             rows.texts[r] = prompt
         return rows
 
     def _start(self, prompts: Sequence[str], share: Sequence[object]) -> _Rows:
         """New rows. What all prompts of a label begin with is computed once, and copied."""
-        unique = {text: self._encode(text) for text in dict.fromkeys(prompts)}
+        unique = {text: self.encode(text) for text in dict.fromkeys(prompts)}
         ids = [unique[p] for p in prompts]
         if not all(ids):
             raise ValueError("an empty prompt: there is no token to start from")
@@ -138,7 +138,7 @@ class LocalEngine:
     def _empty(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
     # --------------------------------------------------------------------------------------------------------- decoding

@@ -1,0 +1,107 @@
+"""The objective: group-relative advantages and the clipped loss, over packed groups.
+
+SESA keeps the objective of GRPO (Shao et al. 2024, arXiv 2402.03300) and DAPO (Yu et al. 2025, arXiv 2503.14476) and changes what the
+group is. Top to bottom:
+
+    advantages   A_i = r_i - mean(r) over the group; GRPO also divides by the standard deviation
+    loss         per token, -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A), with ρ = π / π_old
+    reduction    the mean over all tokens (DAPO), or over each completion first (GRPO)
+    KL           optional, to a reference policy
+
+Our choice, where what is known of the paper is silent: a candidate's probability is conditioned on the history that it was drawn with,
+and the tokens of a sketch get the advantage of the solution that grew from it.
+
+Ours altogether, and off by default: a reward for duplicates (a penalty), replay of warm-start texts, and distillation of what was found
+with a history into the prompt without one. `Objective` says how much of each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sesa.engines import Completion
+from sesa.sampling import Group
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Every number of the loss. Clip range and no KL are RAGEN's public configuration; the paper's own are not known to us."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    normalize: bool = True  # divide advantages by the group's standard deviation (GRPO); False: subtract the mean only
+    reduction: str = "token"  # "token" (DAPO) or "sequence" (GRPO)
+    kl: float = 0.0  # weight of KL(π || reference); 0: none
+    duplicate_reward: float | None = None  # ours: what a valid candidate earns that stood before in its group; None: its own reward
+    replay: float = 0.0  # ours: weight of the cross-entropy of warm-start texts
+    distill: float = 0.0  # ours: weight of the loss of better candidates after the prompt without history
+
+    def __post_init__(self):
+        if self.reduction not in ("token", "sequence"):
+            raise ValueError(f'reduction is "token" or "sequence", not {self.reduction!r}')
+        if not (0 <= self.clip_low < 1 and self.clip_high >= 0 and min(self.kl, self.replay, self.distill) >= 0):
+            raise ValueError(f"clip_low must be in [0, 1), and clip_high, kl, replay and distill at least 0: {self}")
+
+
+def group_advantages(rewards: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+    """A_i = r_i - mean(r); with `normalize`, divided by the group's standard deviation.  (GRPO, section 4.1.2.)
+
+    Args:
+        rewards: (..., G), a group along the last axis. The deviation is the population's, divided by G; TRL takes the sample's, divided
+            by G - 1, so its advantages are sqrt((G - 1) / G) of these.
+
+    Returns:
+        (..., G). All 0 where all rewards of a group are equal: such a group says nothing.
+    """
+    advantages = rewards - rewards.mean(-1, keepdim=True)
+    if normalize:
+        advantages = advantages / (advantages.square().mean(-1, keepdim=True).sqrt() + 1e-6)
+    return advantages * (rewards != rewards[..., :1]).any(-1, keepdim=True)  # else rounding in the mean would be blown up
+
+
+def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.Tensor:
+    """(G,): the rewards of a group's rollouts; a repetition of an earlier valid candidate earns `duplicate_reward`, if one is given."""
+    seen: set[str] = set()
+    rewards = []
+    for rollout in group.rollouts:
+        again = rollout.key in seen
+        rewards.append(duplicate_reward if again and duplicate_reward is not None else rollout.reward)
+        if rollout.key is not None:
+            seen.add(rollout.key)
+    return torch.tensor(rewards)
+
+
+def with_advantages(groups: Sequence[Group], objective: Objective) -> tuple[list[Completion], torch.Tensor]:
+    """All completions of all groups, and the advantage of each, (completions,): of a group its sketches, then its solutions.
+
+    A sketch gets the advantage of the solution that grew from it.
+    """
+    completions: list[Completion] = []
+    advantages: list[torch.Tensor] = []
+    for group in groups:
+        own = group_advantages(group_rewards(group, objective.duplicate_reward), objective.normalize)
+        for rollouts in filter(None, (group.sketches, group.rollouts)):
+            completions += [rollout.completion for rollout in rollouts]
+            advantages.append(own)
+    return completions, torch.cat(advantages)
+
+
+def clipped_loss(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Per token: -min(ρ A, clip(ρ, 1 - low, 1 + high) A) with ρ = exp(logprobs - old). All of one shape.  (DAPO, section 3.1.)"""
+    ratio = (logprobs - old).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+
+
+def kl_estimate(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Per token, an unbiased estimate of KL(π || reference), never negative: exp(r - l) - (r - l) - 1.  (GRPO, eq. 4.)"""
+    return (reference - logprobs).exp() - (reference - logprobs) - 1
+
+
+def token_weights(completions: Sequence[Completion], reduction: str) -> torch.Tensor:
+    """(completions,): the weight of each token of a completion, such that the weighted sum over all tokens is the mean.
+
+    "token": of all tokens alike; "sequence": over the completion first, so that a token of a short one counts for more.
+    """
+    lengths = torch.tensor([len(c.ids) for c in completions], dtype=torch.float32)
+    return torch.ones_like(lengths) / lengths.sum() if reduction == "token" else 1 / (lengths * len(lengths))

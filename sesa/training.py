@@ -1,0 +1,312 @@
+"""The training loop: sample -> grade -> advantages -> update. One process, CPU or one GPU.
+
+An *arm* says how groups are drawn and what is added to the objective:
+
+    parallel | sequential | sesa | iid_sketches        how (`sesa.sampling`)
+    +replay  +unique  +distill                         ours, not the paper's (`sesa.objective`)
+
+so "sesa+replay+unique" is the paper's two stages with warm-start texts replayed and duplicates penalised. All arms get equal rollouts,
+updates and optimiser.
+
+A run is a folder: `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and `checkpoint.pt`. Every draw of chance is derived from
+(seed, arm, step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with
+the same weights and metrics, bit for bit on the CPU. Ctrl-C finishes the step and saves.
+"""
+
+import contextlib
+import io
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sesa import sampling
+from sesa.collapse import probe
+from sesa.engines import Completion
+from sesa.engines.local import LocalEngine
+from sesa.models import text_loss_backward
+from sesa.objective import Objective, clipped_loss, kl_estimate, token_weights, with_advantages
+from sesa.packing import Packed, pack, packed_logprobs
+from sesa.runs import derive_seed, progress, write_atomic
+from sesa.sampling import Group, Sampling
+from sesa.tasks import Task
+
+SAMPLERS = {f.__name__: f for f in (sampling.parallel, sampling.sequential, sampling.sesa, sampling.iid_sketches)}
+ADDITIONS = {"replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The last checkpoint is good."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named."""
+
+    arm: str = "parallel"
+    steps: int = 200  # RAGEN: 200
+    problems_per_step: int = 16  # RAGEN: 8
+    group_size: int = 8  # RAGEN: 16
+    list_length: int | None = None
+    temperature: float = 1.0  # RAGEN: 1
+    updates: int = 2  # of the weights, from one set of rollouts
+    learning_rate: float = 5e-4  # for a tiny LM; found in prototypes
+    max_grad_norm: float = 1.0
+    filter_groups: bool = False  # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
+    micro_batch: int = 256  # sequences in one forward pass; lower it when memory runs out. It does not change the result
+    probe_every: int = 10
+    checkpoint_every: int = 25
+    objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self):
+        sampler, *additions = self.arm.split("+")
+        if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
+            raise ValueError(f"no arm {self.arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
+        for name in ("steps", "problems_per_step", "group_size", "updates", "micro_batch", "probe_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Training.{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def sampler(self):
+        return SAMPLERS[self.arm.split("+")[0]]
+
+    @property
+    def full_objective(self) -> Objective:
+        """The objective with what the arm adds."""
+        added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
+        return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Any],
+    config: Training,
+    seed: int,
+    folder: Path,
+    reference: PreTrainedModel | None = None,
+) -> pd.DataFrame:
+    """Trains `model` in place, or goes on where the run in `folder` stopped; returns its metrics, one row a step.
+
+    Args:
+        problems: what to draw from, `config.problems_per_step` a step, without replacement within a step.
+        reference: the policy that the KL term holds on to; needed when its weight is not 0.
+
+    Raises:
+        TrainingError: the loss or gradient is no number; memory ran out; the folder holds another run.
+        KeyboardInterrupt: after Ctrl-C, when the step is done and saved.
+    """
+    objective = config.full_objective
+    if objective.kl and reference is None:
+        raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    identity = {"config": asdict(config), "seed": seed}
+    state = _resume(folder, identity, model, optimizer)
+    engine = LocalEngine(model, tokenizer)
+    with progress(config.steps, f"{config.arm}, seed {seed}") as bar, _finish_the_step() as interrupted:
+        bar.update(state["step"])
+        for step in range(state["step"], config.steps):
+            metrics, seconds = _step(model, engine, task, problems, config, objective, seed, step, optimizer, reference, state)
+            state["step"] = step + 1
+            state["metrics"].append(metrics)
+            _append(folder / "metrics.jsonl", metrics)
+            _append(folder / "timings.jsonl", {"step": step, **seconds})
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or interrupted.is_set():
+                _save(folder, identity, model, optimizer, state)
+            seen = next(m for m in reversed(state["metrics"]) if "pass@1" in m)
+            bar.set_postfix_str(f"reward {metrics['reward']:.2f} pass@1 {seen['pass@1']:.2f} entropy {metrics['entropy']:.2f}", refresh=False)
+            bar.update()
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"saved after step {step + 1} of {config.steps}; the same call goes on from there")
+    return pd.DataFrame(state["metrics"])
+
+
+def _step(model, engine, task, problems, config, objective, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
+    """One set of rollouts and the updates from it; returns metrics, and seconds by phase."""
+    root = derive_seed(seed, config.arm, step)
+    rng = np.random.default_rng(derive_seed(root, "problems"))
+    chosen = [problems[i] for i in rng.choice(len(problems), size=min(config.problems_per_step, len(problems)), replace=False)]
+    metrics: dict[str, Any] = {"step": step}
+    start = time.perf_counter()
+    if step % config.probe_every == 0:
+        metrics |= probe(engine, task, problems, derive_seed(root, "probe"), temperature=config.temperature)
+    probed = time.perf_counter()
+    draw = Sampling(config.group_size, config.list_length, temperature=config.temperature)
+    groups = config.sampler(engine, task, chosen, draw, derive_seed(root, "rollouts"))
+    sampled = time.perf_counter()
+    metrics |= _describe(groups, state)
+    learnt_from = [g for g in groups if len({r.reward for r in g.rollouts}) > 1] if config.filter_groups else groups
+    if learnt_from:
+        metrics |= _update(model, engine, task, learnt_from, config, objective, root, optimizer, reference)
+    done = time.perf_counter()
+    return metrics, {"probe": probed - start, "sample": sampled - probed, "update": done - sampled}
+
+
+def _describe(groups: Sequence[Group], state: dict) -> dict[str, float]:
+    """What the rollouts of a step are like; notes in `state` which right answers were ever found."""
+    rollouts = [r for group in groups for r in group.rollouts]
+    state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.reward > 0}
+    completions = [r.completion for group in groups for r in (*group.sketches, *group.rollouts)]
+    repeated = [r.key is not None and r.key in {q.key for q in group.rollouts[:i]} for group in groups for i, r in enumerate(group.rollouts)]
+    return {
+        "reward": float(np.mean([r.reward for r in rollouts])),
+        "frac_reward_zero_std": float(np.mean([len({r.reward for r in group.rollouts}) == 1 for group in groups])),
+        "rollout_duplicates": float(np.mean(repeated)),
+        "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
+        "found": len(state["found"]),
+        "completion_tokens": sum(len(c.ids) for c in completions),
+    }
+
+
+def _update(model, engine, task, groups, config, objective, root, optimizer, reference) -> dict[str, float]:
+    completions, advantages = with_advantages(groups, objective)
+    sequences = pack(completions)
+    extra = _without_history(engine, task, groups, advantages) if objective.distill else ([], torch.empty(0))
+    totals: dict[str, float] = {}
+    for update in range(config.updates):
+        optimizer.zero_grad()
+        try:
+            sums = _policy_backward(model, completions, advantages, sequences, config, objective, reference)
+            if extra[0]:
+                _distill_backward(model, *extra, config, objective.distill)
+            if objective.replay:
+                rng = np.random.default_rng(derive_seed(root, "replay", update))
+                text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, 48), objective.replay)
+        except torch.OutOfMemoryError as e:
+            raise TrainingError(f"out of memory at {root}: lower micro_batch (now {config.micro_batch}) or problems_per_step") from e
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+        if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
+            where = ", ".join(group.problem.id for group in groups)
+            raise TrainingError(
+                f"update {update}: loss {sums['loss']}, gradient norm {norm}, on problems {where}. The weights were not changed; "
+                "the last checkpoint is good. Try a lower learning_rate"
+            )
+        optimizer.step()
+        for key, value in {**sums, "grad_norm": norm}.items():
+            totals[key] = totals.get(key, 0.0) + value / config.updates
+    return totals
+
+
+def _policy_backward(model, completions, advantages, sequences, config, objective, reference) -> dict[str, float]:
+    """Adds the gradient of the clipped loss (and KL) of all completions; returns loss, clip_ratio, kl and entropy, means over tokens."""
+    weights = token_weights(completions, objective.reduction)
+    old = [torch.tensor(c.logprobs) for c in completions]
+    tokens, sums = sum(map(len, old)), dict.fromkeys(("loss", "clip_ratio", "kl", "entropy"), 0.0)
+    for part in _parts(sequences, config.micro_batch):
+        scores = packed_logprobs(model, part, config.temperature)
+        owner = scores.owner.cpu()
+        before = torch.cat([old[i] for i in owner.unique_consecutive().tolist()]).to(scores.logprobs.device)
+        advantage = advantages[owner].to(before.device)
+        losses = clipped_loss(scores.logprobs, before, advantage, objective.clip_low, objective.clip_high)
+        with torch.no_grad():
+            ratio = (scores.logprobs - before).exp()
+            clipped = torch.where(advantage > 0, ratio > 1 + objective.clip_high, ratio < 1 - objective.clip_low) & (advantage != 0)
+        if objective.kl:
+            with torch.no_grad():
+                held = packed_logprobs(reference, part, config.temperature).logprobs
+            divergence = kl_estimate(scores.logprobs, held)
+            losses = losses + objective.kl * divergence
+            sums["kl"] += divergence.sum().item() / tokens
+        loss = (weights[owner].to(losses.device) * losses).sum()
+        loss.backward()
+        sums["loss"] += loss.item()
+        sums["clip_ratio"] += clipped.float().sum().item() / tokens
+        sums["entropy"] += scores.entropy.sum().item() / tokens
+    return sums
+
+
+def _without_history(engine, task, groups, advantages) -> tuple[list[Completion], torch.Tensor]:
+    """The better candidates of every group as if drawn without a history, with their advantages."""
+    kept, weights, start = [], [], 0
+    for group in groups:
+        start += len(group.sketches)
+        prompt_ids = tuple(engine.encode(task.prompt(group.problem)))
+        for rollout, advantage in zip(group.rollouts, advantages[start:], strict=False):
+            if advantage > 0 and (rollout.history or rollout.sketch is not None):
+                kept.append(replace(rollout.completion, prompt_ids=prompt_ids))
+                weights.append(advantage)
+        start += len(group.rollouts)
+    return kept, torch.tensor(weights)
+
+
+def _distill_backward(model, completions, advantages, config, weight) -> None:
+    """Adds the gradient of -A log π(y | x), the mean over tokens, of candidates with A > 0, given the prompt alone."""
+    tokens = sum(len(c.ids) for c in completions)
+    for part in _parts(pack(completions), config.micro_batch):
+        scores = packed_logprobs(model, part, config.temperature)
+        (-weight * (advantages[scores.owner.cpu()].to(scores.logprobs.device) * scores.logprobs).sum() / tokens).backward()
+
+
+def _parts(sequences: list[Packed], size: int) -> Iterator[list[Packed]]:
+    return (sequences[i : i + size] for i in range(0, len(sequences), size))
+
+
+# ------------------------------------------------------------------------------------------------------- stop and go on
+
+
+def _save(folder: Path, identity: dict, model, optimizer, state: dict) -> None:
+    buffer = io.BytesIO()
+    saved = {"identity": json.dumps(identity), "step": state["step"], "metrics": state["metrics"], "found": sorted(state["found"])}
+    torch.save({**saved, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    write_atomic(folder / "checkpoint.pt", buffer.getvalue())
+
+
+def _resume(folder: Path, identity: dict, model, optimizer) -> dict:
+    """The state of the run in `folder`, its weights loaded and its logs cut back to the checkpoint; a new state if there is none."""
+    path = folder / "checkpoint.pt"
+    state = {"step": 0, "metrics": [], "found": set()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        try:
+            saved = torch.load(path, map_location=model.device, weights_only=True)
+            theirs = json.loads(saved["identity"])
+        except Exception as e:  # whatever a damaged file makes of its readers
+            raise TrainingError(f"{path} cannot be read ({type(e).__name__}): delete it to begin anew") from e
+        ours = json.loads(json.dumps(identity))
+        if theirs != ours:
+            a, b = ({**side["config"], "seed": side["seed"]} for side in (theirs, ours))
+            differing = [f"{key}: {a.get(key)!r}, not {b.get(key)!r}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+            raise TrainingError(f"{folder} holds a run with other parameters ({'; '.join(differing)}): take another folder, or delete it")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = {"step": saved["step"], "metrics": saved["metrics"], "found": set(saved["found"])}
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        lines = (folder / name).read_text(encoding="utf-8").splitlines() if (folder / name).exists() else []
+        write_atomic(folder / name, "".join(f"{line}\n" for line in lines[: state["step"]]))
+    return state
+
+
+def _append(path: Path, row: dict) -> None:
+    with path.open("a", encoding="utf-8") as f:
+        f.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def _finish_the_step() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of breaking off in the middle of an update; a second one breaks off."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(*_: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

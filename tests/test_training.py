@@ -1,0 +1,280 @@
+"""The loop: its gradient against plain rows one by one, stopping and going on, and what it refuses."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sesa.engines.local import LocalEngine
+from sesa.models import TinyConfig, WarmStart, text_loss_backward, tiny_lm
+from sesa.objective import Objective, group_advantages, with_advantages
+from sesa.packing import pack
+from sesa.runs import derive_seed
+from sesa.sampling import Sampling
+from sesa.tasks.paths import PathConfig, PathTask
+from sesa.training import SAMPLERS, Training, TrainingError, _policy_backward, _update, train
+
+SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+QUICK = Training(steps=4, problems_per_step=3, group_size=4, probe_every=2, checkpoint_every=1, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def taught():
+    task = PathTask(PathConfig(provinces=4, cities=4, districts=4, maps=4, exponent=2.0))
+    return task, *tiny_lm(task, 0, SMALL, WarmStart(steps=150, batch_size=16))
+
+
+@pytest.fixture
+def fresh(taught):
+    task, model, tokenizer = taught
+    return task, copy.deepcopy(model), tokenizer
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+# -------------------------------------------------------------------------------------------------------------- gradient
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("arm", SAMPLERS)
+def test_packed_gradient_is_that_of_rows_one_by_one(fresh, arm, reduction):
+    """The definition, written out: every completion in a forward pass of its own, PPO's loss per token, the mean."""
+    task, model, tokenizer = fresh
+    groups = SAMPLERS[arm](LocalEngine(model, tokenizer), task, task.problems, Sampling(4), seed=1)
+    for r in (r for g in groups for r in g.rollouts):  # many rewards are 0 here: make them differ
+        object.__setattr__(r, "reward", float(len(r.text) % 3))
+    with torch.no_grad():  # so that ratios are not 1, and some are clipped
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    objective = Objective(reduction=reduction, kl=0.3)
+    reference = copy.deepcopy(fresh[1])
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.mul_(0.98)
+    plain, terms, n_tokens, n_rows, clipped = copy.deepcopy(model), [], 0, 0, 0
+    for group in groups:
+        advantages = group_advantages(torch.tensor([r.reward for r in group.rollouts]))
+        for rollouts in (group.sketches, group.rollouts):
+            for r, a in zip(rollouts, advantages, strict=False):
+                ids = torch.tensor([[*r.completion.prompt_ids, *r.completion.ids]])
+                wrote = slice(len(r.completion.prompt_ids) - 1, ids.shape[1] - 1)
+                now, held = (
+                    torch.log_softmax(m(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[wrote, 0] for m in (plain, reference)
+                )
+                ratio = torch.exp(now - torch.tensor(r.completion.logprobs))
+                ppo = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a)
+                clipped += int(((ratio < 0.8) | (ratio > 1.28)).sum())
+                kl = torch.exp(held.detach() - now) - (held.detach() - now) - 1
+                terms.append(ppo + 0.3 * kl)
+                n_tokens, n_rows = n_tokens + len(terms[-1]), n_rows + 1
+    assert clipped > 5
+    loss = torch.cat(terms).sum() / n_tokens if reduction == "token" else sum(t.mean() for t in terms) / n_rows
+    loss.backward()
+    completions, advantages = with_advantages(groups, objective)
+    for micro_batch in (256, 2):
+        model.zero_grad()
+        config = replace(QUICK, micro_batch=micro_batch)
+        sums = _policy_backward(model, completions, advantages, pack(completions), config, objective, reference)
+        assert sums["loss"] == pytest.approx(loss.item(), abs=1e-5)
+        torch.testing.assert_close(gradient(model), gradient(plain), atol=1e-5 * gradient(plain).abs().max().item() + 1e-7, rtol=1e-3)
+
+
+def test_learning_makes_rewarded_answers_likelier(fresh, tmp_path):
+    """Every map rewards what the policy likes most but one: within 30 steps the reward has at least doubled."""
+    task, model, tokenizer = fresh
+    metrics = train(model, tokenizer, task, task.problems, replace(QUICK, steps=40, problems_per_step=4, group_size=8), 0, tmp_path)
+    assert metrics["reward"].tail(5).mean() > 2 * metrics["reward"].head(5).mean() > 0
+    assert metrics["entropy"].tail(5).mean() < metrics["entropy"].head(5).mean()
+    assert metrics["found"].is_monotonic_increasing
+
+
+def updated(model, task, tokenizer, groups, objective):
+    """The gradient of one update from these groups (a step of size 0, no clipping of its norm)."""
+    config = replace(QUICK, updates=1, max_grad_norm=1e9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    _update(model, LocalEngine(model, tokenizer), task, groups, config, objective, 5, optimizer, None)
+    return gradient(model).clone()
+
+
+@pytest.mark.parametrize("arm", ["sequential", "sesa"])
+def test_distillation_teaches_the_better_answers_without_their_history(fresh, arm):
+    """By hand: the mean over their tokens of -A log π(y | x), x the prompt alone, of answers with A > 0 that saw something else."""
+    task, model, tokenizer = fresh
+    groups = SAMPLERS[arm](LocalEngine(model, tokenizer), task, task.problems, Sampling(4), seed=1)
+    for r in (r for g in groups for r in g.rollouts):
+        object.__setattr__(r, "reward", float(len(r.text) % 3))
+    added = updated(model, task, tokenizer, groups, Objective(distill=0.5)) - updated(model, task, tokenizer, groups, Objective())
+    model.zero_grad()
+    terms = []
+    for group in groups:
+        prompt = tokenizer.encode(task.prompt(group.problem))
+        for r, a in zip(group.rollouts, group_advantages(torch.tensor([r.reward for r in group.rollouts])), strict=True):
+            if a > 0 and (arm == "sesa" or r.position > 0):
+                ids = torch.tensor([[*prompt, *r.completion.ids]])
+                logprobs = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+                terms.append(-a * logprobs)
+    (0.5 * torch.cat(terms).mean()).backward()
+    assert len(terms) > 3 and gradient(model).norm() > 0.01
+    torch.testing.assert_close(added, gradient(model), atol=1e-5, rtol=1e-3)
+
+
+def test_replay_adds_the_gradient_of_warm_start_texts(fresh):
+    task, model, tokenizer = fresh
+    groups = SAMPLERS["parallel"](LocalEngine(model, tokenizer), task, task.problems, Sampling(4), seed=1)
+    added = updated(model, task, tokenizer, groups, Objective(replay=0.1)) - updated(model, task, tokenizer, groups, Objective())
+    model.zero_grad()
+    texts = task.warm_start_texts(np.random.default_rng(derive_seed(5, "replay", 0)), 48)
+    text_loss_backward(model, tokenizer, texts)
+    torch.testing.assert_close(added, 0.1 * gradient(model), atol=1e-5, rtol=1e-3)
+
+
+def test_groups_without_signal_change_nothing_when_filtered(fresh):
+    task, model, tokenizer = fresh
+    engine = LocalEngine(model, tokenizer)
+    groups = SAMPLERS["parallel"](engine, task, task.problems, Sampling(4), seed=3)
+    for r in (r for g in groups for r in g.rollouts):
+        object.__setattr__(r, "reward", 1.0)
+    before = weights(model).clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    seen = _update(model, engine, task, groups, QUICK, Objective(), 0, optimizer, None)
+    assert torch.equal(weights(model), before) and seen["grad_norm"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- stop, go on
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_training import QUICK, SMALL
+from dataclasses import replace
+from sesa import training
+from sesa.models import WarmStart, tiny_lm
+from sesa.tasks.paths import PathConfig, PathTask
+task = PathTask(PathConfig(provinces=4, cities=4, districts=4, maps=4, exponent=2.0))
+model, tokenizer = tiny_lm(task, 0, SMALL, WarmStart(steps=150, batch_size=16))
+config = replace(QUICK, arm="sequential+replay+unique+distill", steps=6, checkpoint_every=2)
+die_at, how, calls, update = int(sys.argv[2]), getattr(signal, sys.argv[3]), 0, training._update
+def deadly(*args):
+    global calls
+    calls += 1
+    if calls == die_at:
+        os.kill(os.getpid(), how)
+    return update(*args)
+training._update = deadly
+training.train(model, tokenizer, task, task.problems, config, 0, Path(sys.argv[1]))
+"""
+
+
+def run(folder, die_at=0, how="SIGKILL"):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, "-c", RUN, str(folder), str(die_at), how]
+    return subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
+
+
+def result(folder):
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return (folder / "metrics.jsonl").read_bytes(), saved
+
+
+def assert_same(a, b):
+    assert a[0] == b[0]
+    assert a[1]["metrics"] == b[1]["metrics"] and a[1]["step"] == b[1]["step"]
+    for x, y in zip(a[1]["model"].values(), b[1]["model"].values(), strict=True):
+        assert torch.equal(x, y)
+    for x, y in zip(a[1]["optimizer"]["state"].values(), b[1]["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_killed_at_any_moment_it_ends_as_if_never_stopped(taught, tmp_path):
+    whole = run(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for attempt in (4, 2):  # in step 4, after the checkpoint of step 2 has been left behind by one; then again, after going on
+        assert run(tmp_path / "killed", attempt).returncode == -signal.SIGKILL
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert run(tmp_path / "killed").returncode == 0
+    assert_same(result(tmp_path / "killed"), result(tmp_path / "whole"))
+
+
+def test_ctrl_c_finishes_the_step_and_saves(taught, tmp_path):
+    stopped = run(tmp_path, 3, "SIGINT")
+    assert stopped.returncode != 0 and "KeyboardInterrupt: saved after step 3 of 6" in stopped.stderr
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_a_finished_run_is_read_not_redone(fresh, tmp_path):
+    task, model, tokenizer = fresh
+    first = train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path)
+    trained, other = weights(model).clone(), tiny_lm(task, 0, SMALL, WarmStart(steps=150, batch_size=16))[0]
+    again = train(other, tokenizer, task, task.problems, QUICK, 0, tmp_path)
+    pd.testing.assert_frame_equal(again, first)
+    assert torch.equal(weights(other), trained)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("change, said", [({"learning_rate": 0.1}, "learning_rate: 0.003, not 0.1"), ({"arm": "sequential"}, "arm: ")])
+def test_a_run_of_other_parameters_is_left_alone(fresh, tmp_path, change, said):
+    task, model, tokenizer = fresh
+    train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match=said):
+        train(model, tokenizer, task, task.problems, replace(QUICK, **change), 0, tmp_path)
+    with pytest.raises(TrainingError, match="seed: 0, not 1"):
+        train(model, tokenizer, task, task.problems, QUICK, 1, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint"])
+def test_a_damaged_checkpoint_is_said_and_not_overwritten(fresh, tmp_path, damage):
+    task, model, tokenizer = fresh
+    train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    left = path.read_bytes()
+    with pytest.raises(TrainingError, match="delete it to begin anew"):
+        train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path)
+    assert path.read_bytes() == left
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(fresh, tmp_path):
+    """A weight that overflows: the checkpoint of the step before is good and goes on after a mend."""
+    task, model, tokenizer = fresh
+    train(model, tokenizer, task, task.problems, replace(QUICK, steps=2), 0, tmp_path / "other")
+    engine = LocalEngine(model, tokenizer)
+    groups = SAMPLERS["parallel"](engine, task, task.problems, Sampling(4), seed=3)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    before = weights(model).clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with pytest.raises(TrainingError, match="map0.*The weights were not changed"):
+        _update(model, engine, task, groups, QUICK, Objective(), 0, optimizer, None)
+    assert torch.equal(weights(model).nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("wrong", [{"arm": "sesame"}, {"arm": "sesa+magic"}, {"steps": 0}, {"group_size": 0}, {"micro_batch": 0}])
+def test_wrong_numbers_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Training(**wrong)
+
+
+def test_kl_needs_a_reference(fresh, tmp_path):
+    task, model, tokenizer = fresh
+    with pytest.raises(ValueError, match="reference"):
+        train(model, tokenizer, task, task.problems, replace(QUICK, objective=Objective(kl=0.1)), 0, tmp_path)
