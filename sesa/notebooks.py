@@ -192,6 +192,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         )
         done = folder / f"{notebook}.redrawn.ipynb" if redraw else home() / "figures" / profile / f"{notebook}.ipynb"
         done.parent.mkdir(parents=True, exist_ok=True)
+        _without_progress(partial)
         os.replace(partial, done)
         failed.unlink(missing_ok=True)
         return done
@@ -202,6 +203,15 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         os.environ.clear()
         os.environ |= environment
         partial.unlink(missing_ok=True)
+
+
+def _without_progress(path: Path) -> None:
+    """Takes out what went to stderr while the notebook ran: lines of progress, which say nothing to a reader of the results."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class NotebookError(RuntimeError):

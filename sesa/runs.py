@@ -256,7 +256,7 @@ def progress(total: int, name: str):
 
         def display(self, msg=None, pos=None):
             if self.n or self.total == 0:
-                print(self, flush=True)
+                print(self, file=sys.stderr, flush=True)
 
         def set_postfix_str(self, s="", refresh=False):
             super().set_postfix_str(s, refresh=False)

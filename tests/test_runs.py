@@ -445,8 +445,8 @@ def test_progress_in_batch_is_plain_lines_that_end_with_all(home, capsys):
             bar.set_postfix_str(f"loss {loss}")
             bar.update()
     out, err = capsys.readouterr()
-    assert err == "" and "\r" not in out and out.endswith("\n")
-    assert out.splitlines()[-1].startswith("draws: 3/3 ") and "loss 2" in out.splitlines()[-1]
+    assert out == "" and "\r" not in err and err.endswith("\n")
+    assert err.splitlines()[-1].startswith("draws: 3/3 ") and "loss 2" in err.splitlines()[-1]
 
 
 def test_progress_in_batch_says_little(home, capsys):
@@ -454,14 +454,14 @@ def test_progress_in_batch_says_little(home, capsys):
         for loss in range(500):
             bar.set_postfix_str(f"loss {loss}")
             bar.update()
-    assert len(capsys.readouterr().out.splitlines()) <= 3, "a line every 10 s, not one an update"
+    assert len(capsys.readouterr().err.splitlines()) <= 3, "a line every 10 s, not one an update"
 
 
 def test_progress_in_batch_says_how_far_it_came_before_an_error(home, capsys):
     with pytest.raises(KeyError), progress(9, "draws") as bar:
         bar.update(4)
         raise KeyError
-    assert capsys.readouterr().out.startswith("draws: 4/9 ")
+    assert capsys.readouterr().err.startswith("draws: 4/9 ")
 
 
 # -------------------------------------------------------------------------------------------------------------- records
