@@ -99,6 +99,8 @@ def _checked(place: str, given: dict[str, Any], defaults: dict[str, Any]) -> dic
     for key, default in defaults.items():
         if not _same_type(given[key], default):
             raise ProfileError(f"{place}: {key} must be of the kind of {default!r}, not {given[key]!r}")
+        if isinstance(default, list) and any(v in given[key][:i] for i, v in enumerate(given[key])):
+            raise ProfileError(f"{place}: {key} holds a value twice: {given[key]!r}")
     return given
 
 

@@ -118,6 +118,7 @@ def test_profile_may_say(folder, old, new):
         ("sizes: [4]", "sizes: [4, x]", "01_a sizes 'x'"),
         ("sizes: [4]", "sizes: [4, true]", "01_a sizes True"),
         ("sizes: [4]", "sizes: [[4]]", "01_a sizes [[4]]"),
+        ("sizes: [4]", "sizes: [4, 5, 4]", "01_a sizes twice"),
         ("02_b:", "02_c:\n  x: 1\n02_b:", "02_c 02_b"),  # unknown section, and which there are
         ("02_b:\n  size: 5\n", "", "02_b missing"),
         ("02_b:\n  size: 5\n", "02_b: 5\n", "02_b 5"),
