@@ -180,6 +180,8 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
     environment = dict(os.environ)
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
+    # This checkout's code, also where several checkouts share one environment.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         papermill.execute_notebook(
             os.path.relpath(FOLDER / f"{notebook}.ipynb"),
