@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 
