@@ -17,14 +17,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
 from sesa.metrics import kl_divergence
 from sesa.packing import Packed, packed_logprobs
-from sesa.runs import ROOT, derive_seed, fingerprint, hash_of, home, origin, progress, read_json, sha256, sources_behind, write_atomic, writing
+from sesa.records import fingerprint, sources_behind
+from sesa.runs import derive_seed, hash_of, home, origin, progress, read_json, sha256, write_atomic, writing
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def tiny_lm(
     disable_progress_bar()  # of transformers, for writing and reading a file of half a megabyte
     torch.set_num_threads(1)  # fastest for a model this small, and the same numbers on any number of cores
     inputs = {
-        "code": fingerprint(sources_behind(f"import sesa.models, {type(task).__module__}") | {ROOT / "requirements.lock"}),
+        "code": fingerprint(sources_behind(f"import sesa.models, {type(task).__module__}")),
         "task": {"name": type(task).__name__, **asdict(task.config)},
         "config": asdict(config),
         "warm_start": asdict(warm_start),

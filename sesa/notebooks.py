@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sesa.runs import ROOT, fingerprint, home, sources_behind
+from sesa.records import fingerprint, sources_behind
+from sesa.runs import ROOT, home
 
 FOLDER = ROOT / "notebooks"
 PROFILES = FOLDER / "profiles"

@@ -62,13 +62,13 @@ def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], tempera
     width = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     owner = torch.full_like(ids, -1)
-    mask = torch.zeros_like(ids)
     for r, s in enumerate(sequences):
         n = len(s.ids)
-        ids[r, :n], owner[r, :n], mask[r, :n] = torch.tensor(s.ids), torch.tensor(s.owner), 1
-    ids, owner, mask = (x.to(model.device) for x in (ids, owner, mask))
+        ids[r, :n], owner[r, :n] = torch.tensor(s.ids), torch.tensor(s.owner)
+    ids, owner = ids.to(model.device), owner.to(model.device)
     wrote = owner[:, 1:] >= 0
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][wrote].float() / (temperature or 1.0)
+    # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wrote].float() / (temperature or 1.0)
     distribution = torch.log_softmax(logits, -1)
     logprobs = distribution.gather(-1, ids[:, 1:][wrote][:, None])[:, 0]
     with torch.no_grad():

@@ -3,22 +3,21 @@
 An *arm* says how groups are drawn and what is added to the objective:
 
     parallel | sequential | sesa | iid_sketches        how (`sesa.sampling`)
+    +kl                                                a KL term to a reference policy, as in GRPO
     +replay  +unique  +distill                         ours, not the paper's (`sesa.objective`)
 
 so "sesa+replay+unique" is the paper's two stages with warm-start texts replayed and duplicates penalised. All arms get equal rollouts,
-updates and optimiser.
+updates and optimiser. A run may name a second arm, `on_collapse`: the monitor of `sesa.collapse` then switches between the two.
 
 A run is a folder: `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and `checkpoint.pt`. Every draw of chance is derived from
 (seed, arm, step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with
 the same weights and metrics, bit for bit on the CPU. Ctrl-C finishes the step and saves.
 """
 
-import contextlib
+import hashlib
 import io
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,18 +30,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa import sampling
-from sesa.collapse import probe
+from sesa.collapse import Monitor, probe
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.models import text_loss_backward
 from sesa.objective import Objective, clipped_loss, kl_estimate, token_weights, with_advantages
 from sesa.packing import Packed, pack, packed_logprobs
-from sesa.runs import derive_seed, progress, write_atomic
+from sesa.records import fingerprint, sources_behind
+from sesa.runs import derive_seed, finish_the_step, hash_of, progress, write_atomic
 from sesa.sampling import Group, Sampling
 from sesa.tasks import Task
 
 SAMPLERS = {f.__name__: f for f in (sampling.parallel, sampling.sequential, sampling.sesa, sampling.iid_sketches)}
-ADDITIONS = {"replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
+ADDITIONS = {"kl": {"kl": 0.1}, "replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
+REPLAY_TEXTS = 16  # warm-start texts replayed per update
 
 
 class TrainingError(RuntimeError):
@@ -54,6 +55,7 @@ class Training:
     """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named."""
 
     arm: str = "parallel"
+    on_collapse: str | None = None  # the arm to go on with while the monitor says that the policy has collapsed
     steps: int = 200  # RAGEN: 200
     problems_per_step: int = 16  # RAGEN: 8
     group_size: int = 8  # RAGEN: 16
@@ -67,11 +69,13 @@ class Training:
     probe_every: int = 10
     checkpoint_every: int = 25
     objective: Objective = field(default_factory=Objective)
+    monitor: Monitor = field(default_factory=Monitor)  # for on_collapse
 
     def __post_init__(self):
-        sampler, *additions = self.arm.split("+")
-        if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
-            raise ValueError(f"no arm {self.arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
+        for arm in filter(None, (self.arm, self.on_collapse)):
+            sampler, *additions = arm.split("+")
+            if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
+                raise ValueError(f"no arm {arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
         for name in ("steps", "problems_per_step", "group_size", "updates", "micro_batch", "probe_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training.{name} must be at least 1, not {getattr(self, name)}")
@@ -107,17 +111,17 @@ def train(
         TrainingError: the loss or gradient is no number; memory ran out; the folder holds another run.
         KeyboardInterrupt: after Ctrl-C, when the step is done and saved.
     """
-    objective = config.full_objective
-    if objective.kl and reference is None:
+    arms = [replace(config, arm=arm) for arm in (config.arm, config.on_collapse or config.arm)]  # as it is, and when collapsed
+    if any(c.full_objective.kl for c in arms) and reference is None:
         raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    identity = {"config": asdict(config), "seed": seed}
-    state = _resume(folder, identity, model, optimizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    identity = _identity(model, task, config, seed)
+    state = _resume(folder, identity, model, optimizer, config)
     engine = LocalEngine(model, tokenizer)
-    with progress(config.steps, f"{config.arm}, seed {seed}") as bar, _finish_the_step() as interrupted:
+    with progress(config.steps, f"{config.arm}, seed {seed}") as bar, finish_the_step() as interrupted:
         bar.update(state["step"])
         for step in range(state["step"], config.steps):
-            metrics, seconds = _step(model, engine, task, problems, config, objective, seed, step, optimizer, reference, state)
+            metrics, seconds = _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state)
             state["step"] = step + 1
             state["metrics"].append(metrics)
             _append(folder / "metrics.jsonl", metrics)
@@ -132,8 +136,9 @@ def train(
     return pd.DataFrame(state["metrics"])
 
 
-def _step(model, engine, task, problems, config, objective, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
+def _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
     """One set of rollouts and the updates from it; returns metrics, and seconds by phase."""
+    config = arms[0]
     root = derive_seed(seed, config.arm, step)
     rng = np.random.default_rng(derive_seed(root, "problems"))
     chosen = [problems[i] for i in rng.choice(len(problems), size=min(config.problems_per_step, len(problems)), replace=False)]
@@ -141,6 +146,11 @@ def _step(model, engine, task, problems, config, objective, seed, step, optimize
     start = time.perf_counter()
     if step % config.probe_every == 0:
         metrics |= probe(engine, task, problems, derive_seed(root, "probe"), temperature=config.temperature)
+        if config.on_collapse:
+            config = arms[state["monitor"].see(metrics["ratio"])]
+    elif config.on_collapse:
+        config = arms[state["monitor"].collapsed]
+    metrics["arm"] = config.arm
     probed = time.perf_counter()
     draw = Sampling(config.group_size, config.list_length, temperature=config.temperature)
     groups = config.sampler(engine, task, chosen, draw, derive_seed(root, "rollouts"))
@@ -148,7 +158,7 @@ def _step(model, engine, task, problems, config, objective, seed, step, optimize
     metrics |= _describe(groups, state)
     learnt_from = [g for g in groups if len({r.reward for r in g.rollouts}) > 1] if config.filter_groups else groups
     if learnt_from:
-        metrics |= _update(model, engine, task, learnt_from, config, objective, root, optimizer, reference)
+        metrics |= _update(model, engine, task, learnt_from, config, root, optimizer, reference)
     done = time.perf_counter()
     return metrics, {"probe": probed - start, "sample": sampled - probed, "update": done - sampled}
 
@@ -158,18 +168,20 @@ def _describe(groups: Sequence[Group], state: dict) -> dict[str, float]:
     rollouts = [r for group in groups for r in group.rollouts]
     state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.reward > 0}
     completions = [r.completion for group in groups for r in (*group.sketches, *group.rollouts)]
-    repeated = [r.key is not None and r.key in {q.key for q in group.rollouts[:i]} for group in groups for i, r in enumerate(group.rollouts)]
+    repeated = np.array([[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups])
     return {
         "reward": float(np.mean([r.reward for r in rollouts])),
         "frac_reward_zero_std": float(np.mean([len({r.reward for r in group.rollouts}) == 1 for group in groups])),
-        "rollout_duplicates": float(np.mean(repeated)),
+        "rollout_duplicates": float(repeated.mean()),
+        **{f"duplicates@{i + 1}": float(share) for i, share in enumerate(repeated.mean(0)) if i},  # by place in the group
         "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
         "found": len(state["found"]),
         "completion_tokens": sum(len(c.ids) for c in completions),
     }
 
 
-def _update(model, engine, task, groups, config, objective, root, optimizer, reference) -> dict[str, float]:
+def _update(model, engine, task, groups, config, root, optimizer, reference) -> dict[str, float]:
+    objective = config.full_objective
     completions, advantages = with_advantages(groups, objective)
     sequences = pack(completions)
     extra = _without_history(engine, task, groups, advantages) if objective.distill else ([], torch.empty(0))
@@ -182,7 +194,7 @@ def _update(model, engine, task, groups, config, objective, root, optimizer, ref
                 _distill_backward(model, *extra, config, objective.distill)
             if objective.replay:
                 rng = np.random.default_rng(derive_seed(root, "replay", update))
-                text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, 48), objective.replay)
+                text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, REPLAY_TEXTS), objective.replay)
         except torch.OutOfMemoryError as e:
             raise TrainingError(f"out of memory at {root}: lower micro_batch (now {config.micro_batch}) or problems_per_step") from e
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
@@ -249,23 +261,58 @@ def _distill_backward(model, completions, advantages, config, weight) -> None:
 
 
 def _parts(sequences: list[Packed], size: int) -> Iterator[list[Packed]]:
-    return (sequences[i : i + size] for i in range(0, len(sequences), size))
+    """Parts of at most `size` sequences of like length: beside a list of sketches, a solution would be mostly padding."""
+    part: list[Packed] = []
+    for sequence in sorted(sequences, key=lambda s: len(s.ids)):
+        if part and (len(part) == size or len(sequence.ids) > 1.5 * len(part[0].ids)):
+            yield part
+            part = []
+        part.append(sequence)
+    yield part
 
 
 # ------------------------------------------------------------------------------------------------------- stop and go on
 
 
+def run_folder(parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int) -> Path:
+    """A folder in `parent` named after the run and all that it depends on, code and first weights too: other runs get other folders."""
+    return parent / f"{config.arm}-seed{seed}-{hash_of(_identity(model, task, config, seed))}"
+
+
+def load_policy(model: PreTrainedModel, folder: Path) -> None:
+    """Gives `model` the weights of the last checkpoint in `folder`: to branch off from a run.
+
+    Raises:
+        TrainingError: there is none, it cannot be read, or it is of another architecture.
+    """
+    try:
+        model.load_state_dict(torch.load(folder / "checkpoint.pt", map_location=model.device, weights_only=True)["model"])
+    except Exception as e:  # whatever a damaged file makes of its readers
+        raise TrainingError(f"no policy in {folder}: {type(e).__name__}: {e}") from e
+
+
+def _identity(model, task, config: Training, seed: int) -> dict:
+    """All that a run's result depends on."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    code = fingerprint(sources_behind(f"import sesa.training, {type(task).__module__}"))
+    world = f"{type(task).__name__} {getattr(task, 'config', '')}"
+    return {**asdict(config), "seed": seed, "task": world, "first weights": digest.hexdigest()[:12], "code": code}
+
+
 def _save(folder: Path, identity: dict, model, optimizer, state: dict) -> None:
     buffer = io.BytesIO()
     saved = {"identity": json.dumps(identity), "step": state["step"], "metrics": state["metrics"], "found": sorted(state["found"])}
+    saved["monitor"] = asdict(state["monitor"])
     torch.save({**saved, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
     write_atomic(folder / "checkpoint.pt", buffer.getvalue())
 
 
-def _resume(folder: Path, identity: dict, model, optimizer) -> dict:
+def _resume(folder: Path, identity: dict, model, optimizer, config: Training) -> dict:
     """The state of the run in `folder`, its weights loaded and its logs cut back to the checkpoint; a new state if there is none."""
     path = folder / "checkpoint.pt"
-    state = {"step": 0, "metrics": [], "found": set()}
+    state = {"step": 0, "metrics": [], "found": set(), "monitor": replace(config.monitor)}
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
         try:
@@ -275,12 +322,12 @@ def _resume(folder: Path, identity: dict, model, optimizer) -> dict:
             raise TrainingError(f"{path} cannot be read ({type(e).__name__}): delete it to begin anew") from e
         ours = json.loads(json.dumps(identity))
         if theirs != ours:
-            a, b = ({**side["config"], "seed": side["seed"]} for side in (theirs, ours))
-            differing = [f"{key}: {a.get(key)!r}, not {b.get(key)!r}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+            keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+            differing = [f"{key}: {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys]
             raise TrainingError(f"{folder} holds a run with other parameters ({'; '.join(differing)}): take another folder, or delete it")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        state = {"step": saved["step"], "metrics": saved["metrics"], "found": set(saved["found"])}
+        state = {key: saved[key] for key in ("step", "metrics")} | {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
     for name in ("metrics.jsonl", "timings.jsonl"):
         lines = (folder / name).read_text(encoding="utf-8").splitlines() if (folder / name).exists() else []
         write_atomic(folder / name, "".join(f"{line}\n" for line in lines[: state["step"]]))
@@ -290,23 +337,3 @@ def _resume(folder: Path, identity: dict, model, optimizer) -> dict:
 def _append(path: Path, row: dict) -> None:
     with path.open("a", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
-
-
-@contextlib.contextmanager
-def _finish_the_step() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of breaking off in the middle of an update; a second one breaks off."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def note(*_: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

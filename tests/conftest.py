@@ -1,5 +1,10 @@
 """What several test files need: a home for files away from the checkout, small language models, one reference computation."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -7,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
 from sesa.tasks.paths import PathConfig, PathTask
+
+ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
 
@@ -20,6 +27,20 @@ def sesa_home(tmp_path_factory):
         home = tmp_path_factory.mktemp("home")
         patch.setenv("SESA_HOME", str(home))
         yield home
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SESA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SESA_BATCH", "1")
+    monkeypatch.setenv("SESA_REDRAW", "")
+    return tmp_path / "home"
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Another Python process that finds this checkout's `sesa`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SESA_BATCH": "1"} | variables
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60)
 
 
 def random_llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from sesa import training
+from sesa.collapse import Monitor
 from sesa.engines.local import LocalEngine
 from sesa.models import TinyConfig, WarmStart, text_loss_backward, tiny_lm
 from sesa.objective import Objective, group_advantages, with_advantages
@@ -20,7 +22,7 @@ from sesa.packing import pack
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathConfig, PathTask
-from sesa.training import SAMPLERS, Training, TrainingError, _policy_backward, _update, train
+from sesa.training import REPLAY_TEXTS, SAMPLERS, Training, TrainingError, _policy_backward, _update, load_policy, run_folder, train
 
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 QUICK = Training(steps=4, problems_per_step=3, group_size=4, probe_every=2, checkpoint_every=1, learning_rate=3e-3)
@@ -104,9 +106,9 @@ def test_learning_makes_rewarded_answers_likelier(fresh, tmp_path):
 
 def updated(model, task, tokenizer, groups, objective):
     """The gradient of one update from these groups (a step of size 0, no clipping of its norm)."""
-    config = replace(QUICK, updates=1, max_grad_norm=1e9)
+    config = replace(QUICK, updates=1, max_grad_norm=1e9, objective=objective)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    _update(model, LocalEngine(model, tokenizer), task, groups, config, objective, 5, optimizer, None)
+    _update(model, LocalEngine(model, tokenizer), task, groups, config, 5, optimizer, None)
     return gradient(model).clone()
 
 
@@ -137,7 +139,7 @@ def test_replay_adds_the_gradient_of_warm_start_texts(fresh):
     groups = SAMPLERS["parallel"](LocalEngine(model, tokenizer), task, task.problems, Sampling(4), seed=1)
     added = updated(model, task, tokenizer, groups, Objective(replay=0.1)) - updated(model, task, tokenizer, groups, Objective())
     model.zero_grad()
-    texts = task.warm_start_texts(np.random.default_rng(derive_seed(5, "replay", 0)), 48)
+    texts = task.warm_start_texts(np.random.default_rng(derive_seed(5, "replay", 0)), REPLAY_TEXTS)
     text_loss_backward(model, tokenizer, texts)
     torch.testing.assert_close(added, 0.1 * gradient(model), atol=1e-5, rtol=1e-3)
 
@@ -150,7 +152,7 @@ def test_groups_without_signal_change_nothing_when_filtered(fresh):
         object.__setattr__(r, "reward", 1.0)
     before = weights(model).clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
-    seen = _update(model, engine, task, groups, QUICK, Objective(), 0, optimizer, None)
+    seen = _update(model, engine, task, groups, QUICK, 0, optimizer, None)
     assert torch.equal(weights(model), before) and seen["grad_norm"] == 0
 
 
@@ -226,6 +228,74 @@ def test_a_finished_run_is_read_not_redone(fresh, tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
 
 
+# --------------------------------------------------------------------------------------------- the monitor, and branches
+
+
+def test_the_monitor_switches_the_arm_and_back(fresh, tmp_path):
+    """By hand: its rule on the ratios that were logged says which arm every step until the next probe has."""
+    task, model, tokenizer = fresh
+    arms = ["parallel", "sequential+unique"]
+    rule = dict(low=4.0, high=4.0, patience=1)  # about what ratios are here, so that it switches often
+    config = replace(QUICK, steps=30, arm=arms[0], on_collapse=arms[1], monitor=Monitor(**rule))
+    seen = train(model, tokenizer, task, task.problems, config, 0, tmp_path)
+    by_hand, expected = Monitor(**rule), []
+    for ratio in seen["ratio"][::2]:
+        expected += 2 * [arms[by_hand.see(ratio)]]
+    assert seen["arm"].tolist() == expected
+    changes = sum(a != b for a, b in zip(expected, expected[1:], strict=False))
+    assert changes >= 2, seen["ratio"].dropna().tolist()
+
+
+def test_a_monitored_run_goes_on_with_its_monitor(taught, tmp_path):
+    task, model, tokenizer = taught
+    config = replace(QUICK, steps=8, on_collapse="sequential", monitor=Monitor(low=1e9, high=1e9, patience=3), checkpoint_every=3)
+    whole = train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sesa.training._describe", dies_at(5, training._describe))
+        with pytest.raises(ZeroDivisionError):
+            train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "stopped")
+    again = train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "stopped")
+    assert whole["arm"].nunique() == 2
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def dies_at(call, function):
+    calls = iter(range(1, 1000))
+
+    def deadly(*args):
+        return function(*args) if next(calls) < call else 1 / 0
+
+    return deadly
+
+
+def test_a_switch_to_kl_needs_a_reference(fresh, tmp_path):
+    task, model, tokenizer = fresh
+    with pytest.raises(ValueError, match="reference"):
+        train(model, tokenizer, task, task.problems, replace(QUICK, on_collapse="parallel+kl"), 0, tmp_path)
+
+
+def test_a_branch_goes_on_from_the_weights_of_another_run(fresh, taught, tmp_path):
+    task, model, tokenizer = fresh
+    train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path / "base")
+    branch = copy.deepcopy(taught[1])
+    load_policy(branch, tmp_path / "base")
+    assert torch.equal(weights(branch), weights(model))
+    with pytest.raises(TrainingError, match="no policy in"):
+        load_policy(branch, tmp_path / "nowhere")
+    assert torch.equal(weights(branch), weights(model))
+
+
+def test_runs_that_differ_have_folders_that_differ(fresh, taught, tmp_path):
+    task, model, _ = fresh
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-6
+    other = PathTask(replace(task.config, seed=1))
+    runs = [(taught[1], task, QUICK, 0), (model, task, QUICK, 0), (taught[1], task, replace(QUICK, steps=5), 0), (taught[1], task, QUICK, 1)]
+    folders = [run_folder(tmp_path, *run) for run in [*runs, (taught[1], other, QUICK, 0)]]
+    assert len(set(folders)) == len(folders)
+    assert run_folder(tmp_path, *runs[0]) == folders[0] and folders[0].name.startswith("parallel-seed0-")
+
+
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -264,7 +334,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(fresh, tmp_pat
     before = weights(model).clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     with pytest.raises(TrainingError, match="map0.*The weights were not changed"):
-        _update(model, engine, task, groups, QUICK, Objective(), 0, optimizer, None)
+        _update(model, engine, task, groups, QUICK, 0, optimizer, None)
     assert torch.equal(weights(model).nan_to_num(7.0), before.nan_to_num(7.0))
 
 
