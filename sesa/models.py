@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from transformers.utils.logging import disable_progress_bar
 
 from sesa.metrics import kl_divergence
-from sesa.packing import Packed, packed_logprobs
+from sesa.packing import Packed, autocast, packed_logprobs
 from sesa.records import fingerprint, sources_behind
 from sesa.runs import derive_seed, hash_of, home, origin, progress, read_json, sha256, write_atomic, writing
 
@@ -149,8 +149,9 @@ def text_loss_backward(
             taught[r, len(a) : len(a) + len(b)] = True
         ids, taught = ids.to(model.device), taught.to(model.device)
         # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
-        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]]
-        loss = cross_entropy(model.lm_head(hidden), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
+        with autocast(model):
+            logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]])
+        loss = cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
         (weight * loss).backward()
         mean += loss.item()
     return mean

@@ -53,6 +53,11 @@ class TokenScores(NamedTuple):
     entropy: torch.Tensor  # float32, nats, of the distribution it was drawn from; without gradient
 
 
+def autocast(model: PreTrainedModel) -> torch.autocast:
+    """A context for forward passes: bfloat16 products on a GPU, nothing on the CPU."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda")
+
+
 def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], temperature: float = 1.0) -> TokenScores:
     """Log-probability of every token of every completion in its context, from one forward pass, with gradient.
 
@@ -68,7 +73,8 @@ def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], tempera
     ids, owner = ids.to(model.device), owner.to(model.device)
     wrote = owner[:, 1:] >= 0
     # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wrote].float() / (temperature or 1.0)
+    with autocast(model):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wrote].float() / (temperature or 1.0)
     distribution = torch.log_softmax(logits, -1)
     logprobs = distribution.gather(-1, ids[:, 1:][wrote][:, None])[:, 0]
     with torch.no_grad():

@@ -121,7 +121,11 @@ def train(
     with progress(config.steps, f"{config.arm}, seed {seed}") as bar, finish_the_step() as interrupted:
         bar.update(state["step"])
         for step in range(state["step"], config.steps):
-            metrics, seconds = _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state)
+            try:
+                metrics, seconds = _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state)
+            except torch.OutOfMemoryError as e:
+                hint = f"lower micro_batch (now {config.micro_batch}) or problems_per_step (now {config.problems_per_step})"
+                raise TrainingError(f"out of memory in step {step}: {hint}. The last checkpoint is good: {e}") from e
             state["step"] = step + 1
             state["metrics"].append(metrics)
             _append(folder / "metrics.jsonl", metrics)
@@ -188,15 +192,12 @@ def _update(model, engine, task, groups, config, root, optimizer, reference) -> 
     totals: dict[str, float] = {}
     for update in range(config.updates):
         optimizer.zero_grad()
-        try:
-            sums = _policy_backward(model, completions, advantages, sequences, config, objective, reference)
-            if extra[0]:
-                _distill_backward(model, *extra, config, objective.distill)
-            if objective.replay:
-                rng = np.random.default_rng(derive_seed(root, "replay", update))
-                text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, REPLAY_TEXTS), objective.replay)
-        except torch.OutOfMemoryError as e:
-            raise TrainingError(f"out of memory at {root}: lower micro_batch (now {config.micro_batch}) or problems_per_step") from e
+        sums = _policy_backward(model, completions, advantages, sequences, config, objective, reference)
+        if extra[0]:
+            _distill_backward(model, *extra, config, objective.distill)
+        if objective.replay:
+            rng = np.random.default_rng(derive_seed(root, "replay", update))
+            text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, REPLAY_TEXTS), objective.replay)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
         if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
             where = ", ".join(group.problem.id for group in groups)

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.engines import Completion
+from sesa.packing import autocast
 
 
 @dataclass
@@ -162,13 +163,14 @@ class LocalEngine:
         rows.mask = torch.cat([rows.mask, mask], 1)
         if self._window and rows.mask.shape[1] > self._window:  # transformers counts columns, gaps among them, not tokens
             raise ValueError(f"{rows.mask.shape[1]} columns are more than the sliding window of this model, {self._window}")
-        return self.model(
-            input_ids=tokens,
-            attention_mask=rows.mask,
-            position_ids=(before + mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=rows.cache,
-            use_cache=True,
-        ).logits
+        with autocast(self.model):
+            return self.model(
+                input_ids=tokens,
+                attention_mask=rows.mask,
+                position_ids=(before + mask.cumsum(1) - 1).clamp(min=0),
+                past_key_values=rows.cache,
+                use_cache=True,
+            ).logits
 
     def _decode(self, rows, logits, seeds, stop, max_tokens, temperature, top_p) -> list[Completion]:
         n, device = len(rows.ids), logits.device
