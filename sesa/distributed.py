@@ -1,0 +1,236 @@
+"""The same rollouts inside TRL's GRPOTrainer, for those who outgrow `sesa.training`: accelerate, DeepSpeed, LoRA, vLLM, many GPUs.
+
+    accelerate launch -m sesa.distributed --arm sesa --model Qwen/Qwen2.5-7B-Instruct --lora 32 --vllm colocate --learning-rate 1e-5
+
+`sesa.sampling` draws the groups, on every process those of its own problems, and TRL's `rollout_func` takes them in: one row per
+completion, each after its own prompt. A group of a two-stage arm is 2G rows: G sketches, then the G solutions. Problems and seeds of a
+step are those of `sesa.training`, and so is the gradient: TRL gets the advantages of `sesa.objective` in the place of rewards, and scales
+nothing. Its own scaling divides by the deviation with n - 1 over all n rows of a group: its advantages would be sqrt((n - 1) / n) of
+ours, n = G in one stage and 2G in two (and it adds 1e-4 to the deviation, not 1e-6).
+
+Run by us: on CPUs, one process and two (torchrun). Not run by us yet: GPUs, DeepSpeed, vLLM. FSDP is refused without vLLM: processes
+that sample from sharded weights must step together, and ours stop when their own rows have ended.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func may change, so pyproject.toml pins TRL
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the libraries below are imported
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from sesa.engines.local import LocalEngine
+from sesa.engines.vllm import VLLMEngine
+from sesa.models import tiny_lm
+from sesa.objective import with_advantages
+from sesa.runs import derive_seed, home, read_json, write_atomic
+from sesa.sampling import Sampling
+from sesa.tasks import Task
+from sesa.tasks.paths import PathTask
+from sesa.training import Training, TrainingError
+
+TASKS = {"paths": PathTask}
+LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
+WHOLE = "whole.json"  # in a checkpoint: the sizes of its files, written when all processes have written theirs
+
+
+class Rollouts:
+    """TRL's `rollout_func`, and beside it the reward function, `advantages`. `rows` of a group: G, or 2G where solutions have sketches."""
+
+    def __init__(self, task: Task, config: Training, seed: int):
+        self.task, self.problems, self.config, self.seed = task, {p.id: p for p in task.problems}, config, seed
+        self.rows = config.group_size * (2 if config.arm.split("+")[0] in ("sesa", "iid_sketches") else 1)
+
+    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list]:
+        """One group per problem. `prompts`: problem ids, each `rows` times in succession, else ValueError. Returns lists of one per row."""
+        config, ids, tokenizer = self.config, prompts[:: self.rows], trainer.processing_class
+        if list(prompts) != [i for i in ids for _ in range(self.rows)]:
+            raise ValueError(f"the {len(prompts)} rows of this process are not whole groups of {self.rows}, one problem after another")
+        seed = derive_seed(derive_seed(self.seed, config.arm, trainer.state.global_step // config.updates), "rollouts")
+        draw = Sampling(config.group_size, config.list_length, temperature=config.temperature)
+        again = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+        # Gathers what ZeRO-3 has scattered. LocalEngine sets eval mode, and train mode again.
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
+            engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
+            groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], draw, seed)
+        completions, advantages = with_advantages(groups, config.full_objective)
+        repeated = [r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for g in groups for i, r in enumerate(g.rollouts)]
+        self.metrics = {  # of this process, named as in sesa.training
+            "reward": float(np.mean([r.reward for g in groups for r in g.rollouts])),
+            "frac_reward_zero_std": float(np.mean([len({r.reward for r in g.rollouts}) == 1 for g in groups])),
+            "rollout_duplicates": float(np.mean(repeated)),
+            "rollout_invalid": float(np.mean([r.key is None for g in groups for r in g.rollouts])),
+            "completion_tokens": sum(len(c.ids) for c in completions) * trainer.accelerator.num_processes,  # the mean of these is the sum
+        }
+        return {
+            "prompt_ids": [c.prompt_ids for c in completions],
+            "completion_ids": [c.ids for c in completions],
+            "logprobs": [c.logprobs for c in completions],
+            "reward": [r.reward for g in groups for r in (*g.sketches, *g.rollouts)],
+            "advantage": advantages.tolist(),
+        }
+
+    def advantages(self, advantage: list[float], log_metric: Callable, **_: Any) -> list[float]:
+        """What TRL takes for rewards. Their mean over a group is 0 already, so subtracting it changes nothing."""
+        for name, value in self.metrics.items():
+            log_metric(f"rollout/{name}", value)  # the mean over processes, which hold equally many problems
+        return advantage
+
+
+class Records(TrainerCallback):
+    """`metrics.jsonl`, one line a step with means over its updates; stops at a loss that is no number; marks whole checkpoints."""
+
+    def __init__(self, config: Training):
+        self.updates, self.logs = config.updates, []
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        numbers = {name: logs[name] for name in ("loss", "grad_norm") if name in logs}  # DeepSpeed may not tell the norm
+        if not np.isfinite(list(numbers.values())).all():
+            raise TrainingError(f"update {state.global_step}: {numbers}. The last checkpoint is good; try a lower learning rate")
+        self.logs.append({LOGGED.get(k, k.removeprefix("rollout/")): v for k, v in logs.items() if k in LOGGED or k.startswith("rollout/")})
+        if state.global_step % self.updates == 0:
+            row = {"step": state.global_step // self.updates - 1}
+            row |= {key: float(np.mean([log[key] for log in self.logs if key in log])) for key in self.logs[0]}
+            self.logs, path = [], Path(args.output_dir) / "metrics.jsonl"
+            if state.is_world_process_zero:  # a resumed run has lines of steps that it does again
+                before = path.read_text(encoding="utf-8").splitlines(keepends=True)[: row["step"]] if path.exists() else []
+                write_atomic(path, "".join([*before, json.dumps(row) + "\n"]))
+
+    def on_save(self, args, state, control, **_) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != WHOLE}
+            write_atomic(folder / WHOLE, json.dumps(files) + "\n")
+
+
+def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Path, lora=0, vllm="off", **more: Any) -> GRPOTrainer:
+    """`config` in TRL's words. model: "tiny", or a folder or a name on the Hugging Face hub, loaded in float32; or (model, tokenizer).
+
+    lora: rank of the adapter that is trained in the model's place; 0: the model itself. more: for GRPOConfig.
+
+    Raises:
+        ValueError: TRL cannot do what is asked, groups would be split over processes, or vLLM is not installed.
+    """
+    objective, processes = config.full_objective, int(os.environ.get("WORLD_SIZE", 1))
+    asked = asdict(objective) | asdict(config)
+    if beyond := [name for name in ("replay", "distill", "on_collapse", "filter_groups") if asked[name]]:
+        raise ValueError(f"{' and '.join(beyond)}: not done inside TRL, but by sesa.training")
+    if vllm != "off" and importlib.util.find_spec("vllm") is None:
+        raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
+    n, rows = min(config.problems_per_step, len(task.problems)), (rollouts := Rollouts(task, config, seed)).rows
+    if n % processes:
+        split = f"{n} problems x {rows} rows / {processes} processes = {n * rows / processes:g} rows each, not whole groups of {rows}"
+        raise ValueError(f"{split}: make the problems of a step a multiple of {processes}")
+    local = n // processes * rows
+    at_once = max(d for d in range(1, min(local, config.micro_batch) + 1) if local % d == 0)
+    args = GRPOConfig(
+        output_dir=str(folder), seed=derive_seed(seed, config.arm, "trl") % 2**32, use_cpu=not torch.accelerator.is_available(),
+        report_to="none", logging_steps=1, logging_nan_inf_filter=False, save_steps=config.checkpoint_every * config.updates,
+        save_total_limit=2, max_steps=config.steps * config.updates, num_iterations=config.updates, num_generations=rows,
+        per_device_train_batch_size=at_once, gradient_accumulation_steps=local // at_once, shuffle_dataset=False,
+        loss_type={"token": "dapo", "sequence": "grpo"}[objective.reduction], epsilon=objective.clip_low, epsilon_high=objective.clip_high,
+        scale_rewards="none", beta=objective.kl, use_bias_correction_kl=False, temperature=config.temperature,
+        learning_rate=config.learning_rate, lr_scheduler_type="constant", adam_beta2=0.95, max_grad_norm=config.max_grad_norm,
+        use_vllm=vllm != "off", vllm_mode="colocate" if vllm == "off" else vllm, ddp_find_unused_parameters=False,
+        **{"bf16": False, "gradient_checkpointing": False} | more,
+    )  # fmt: skip
+    if args.world_size != processes:
+        raise ValueError(f"WORLD_SIZE says {processes} processes, TRL {args.world_size}: start them by accelerate launch or torchrun")
+    if model == "tiny":
+        with PartialState().main_process_first():  # it makes the model, the others read it
+            model = tiny_lm(task, seed)
+    elif isinstance(model, str):  # not before `args`: DeepSpeed scatters weights while they are read
+        model = AutoModelForCausalLM.from_pretrained(model, dtype="float32"), AutoTokenizer.from_pretrained(model)
+    # The problems of all steps in order, so that a resumed run goes on with them.
+    chance = [np.random.default_rng(derive_seed(derive_seed(seed, config.arm, step), "problems")) for step in range(config.steps)]
+    data = [task.problems[i].id for rng in chance for i in rng.choice(len(task.problems), size=n, replace=False)]
+    trainer = GRPOTrainer(
+        model[0], rollouts.advantages, args, Dataset.from_dict({"prompt": data}), processing_class=model[1], rollout_func=rollouts,
+        peft_config=LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+        callbacks=[Records(config)],
+    )  # fmt: skip
+    if trainer.is_fsdp_enabled and not trainer.use_vllm:
+        raise ValueError("FSDP needs vLLM here; or take DeepSpeed, or plain data parallelism")
+    return trainer
+
+
+def resumable(folder: Path, identity: dict[str, Any]) -> Path | None:
+    """The last checkpoint in `folder` of which all was written, None if there is none; notes there which run it holds.
+
+    Raises:
+        ValueError: the folder holds another run, or a checkpoint that was whole and has been damaged since.
+    """
+    ours, theirs = json.loads(json.dumps(identity)), read_json(folder / "run.json")
+    if theirs is None:
+        write_atomic(folder / "run.json", json.dumps(theirs := ours, indent=1) + "\n")
+    if differing := [f"{k}: {theirs.get(k)!r}, not {ours.get(k)!r}" for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]:
+        raise ValueError(f"{folder} holds a run with other parameters ({'; '.join(differing)}): take another folder, or delete it")
+    whole = max((p.parent for p in folder.glob(f"checkpoint-*/{WHOLE}")), key=lambda p: int(p.name.split("-")[1]), default=None)
+    sizes = (read_json(whole / WHOLE) or {WHOLE: -1}) if whole else {}
+    if damaged := [name for name, size in sizes.items() if not (whole / name).is_file() or (whole / name).stat().st_size != size]:
+        raise ValueError(f"{whole} is damaged ({', '.join(damaged)}): delete that folder to go on from the checkpoint before it")
+    return whole
+
+
+def train(model: str, task: Task, config: Training, seed: int, folder: Path, **how: Any) -> None:
+    """Trains, or goes on from the last whole checkpoint in `folder`; `steps` may be more than before. `how`: for `make_trainer`.
+
+    Equal arguments, equal weights, bit for bit on the CPU (not with vLLM). The probes of `sesa.training` are not made. Raises what
+    `make_trainer` and `resumable` do, and TrainingError at a loss or gradient that is no number.
+    """
+    trainer = make_trainer(model, task, config, seed, folder, **how)
+    kept = {key: value for key, value in asdict(config).items() if key not in ("steps", "micro_batch", "probe_every", "checkpoint_every")}
+    with PartialState().main_process_first():
+        checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": type(task).__name__, **how})
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, default, text in (
+        ("task", "paths", f"one of: {', '.join(TASKS)}"),
+        ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),
+        ("arm", "sesa", "parallel, sequential, sesa or iid_sketches; then +unique, +kl, or both"),
+        ("steps", Training.steps, f"sets of rollouts in all; from each the weights are updated {Training.updates} times"),
+        ("problems_per_step", Training.problems_per_step, "of all processes together; a multiple of their number"),
+        ("group_size", Training.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),
+        ("learning_rate", Training.learning_rate, "of AdamW, constant; the default is for the tiny LM"),
+        ("micro_batch", Training.micro_batch, "rows in one forward pass of one process, at most"),
+        ("save_every", Training.checkpoint_every, "sets of rollouts from one checkpoint to the next"),
+        ("output", home() / "runs" / "distributed", "folder that all processes see; the same command again goes on from there"),
+        ("seed", 0, "of problems, rollouts, adapter and tiny LM"), ("lora", 0, "rank of the LoRA adapter to train; 0: all weights"),
+        ("vllm", "off", "off, colocate or server: sample by TRL's vLLM"),
+        ("bf16", False, "bfloat16 autocast; weights stay float32"), ("gradient_checkpointing", False, "less memory, more time"),
+    ):  # fmt: skip
+        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **kind)
+    given = vars(parser.parse_args(arguments))
+    how = {name: given.pop(name) for name in ("lora", "vllm", "bf16", "gradient_checkpointing")}
+    task, model, seed, folder = (given.pop(name) for name in ("task", "model", "seed", "output"))
+    if task not in TASKS:
+        raise SystemExit(f"no task {task!r}: take one of {', '.join(TASKS)}")
+    try:
+        train(model, TASKS[task](), Training(checkpoint_every=given.pop("save_every"), **given), seed, folder, **how)
+    except (ValueError, TrainingError) as e:
+        raise SystemExit(f"{type(e).__name__}: {e}") from e
+
+
+if __name__ == "__main__":
+    main()
