@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from sesa import distributed, training
 from sesa.distributed import Rollouts, main, make_trainer, train
-from sesa.engines.vllm import VLLMEngine
 from sesa.engines.local import LocalEngine
+from sesa.engines.vllm import VLLMEngine
 from sesa.models import TinyConfig, WarmStart, tiny_lm
 from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
