@@ -11,7 +11,7 @@ RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce smoke test lab figures setup lock readme clean
+.PHONY: help reproduce smoke test bench lab figures setup lock readme clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim 
 
 test: $(READY)  ## all tests (3 min)
 	$(RUN) -m pytest
+
+bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (8 min, leave the machine alone)
+	$(RUN) benchmarks/bench.py --profile $(PROFILE)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks

@@ -49,7 +49,7 @@ class GenerateEngine:
         batch = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
         with torch.inference_mode():
             drawn = self.model.generate(
-                **batch, do_sample=True, temperature=temperature, top_p=top_p, top_k=0, max_new_tokens=max_tokens,
+                **batch, do_sample=temperature > 0, temperature=temperature or None, top_p=top_p, top_k=0, max_new_tokens=max_tokens,
                 eos_token_id=self.tokenizer.encode(stop), pad_token_id=self.tokenizer.pad_token_id,
             )[:, batch["input_ids"].shape[1] :]  # fmt: skip
         texts = self.tokenizer.batch_decode(drawn)

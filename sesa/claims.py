@@ -80,7 +80,7 @@ def claims_table(profile: str) -> pd.DataFrame:
     """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
     paper = paper_claims()
     files = sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))
-    measured = [row for p in files for row in _read(p).to_dict("records")]
+    measured = [row for p in files for row in read(p).to_dict("records")]
     ours = pd.DataFrame(measured, columns=MEASURED)
     table = paper.reset_index(drop=True).merge(ours, on="id", how="left")
     table["verdict"] = [
@@ -121,7 +121,8 @@ def with_claims(text: str, table: pd.DataFrame) -> str:
     return head + BEGIN + "\n" + claims_markdown(table.dropna(subset=["seeds"])) + END + rest.split(END)[1]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read(path: Path) -> pd.DataFrame:
+    """A claims table from its file. Raises OSError if there is none."""
     return pd.read_csv(path, dtype={"setting": str}, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
 
 
@@ -131,4 +132,4 @@ def _folder(profile: str) -> Path:
 
 if __name__ == "__main__":  # `make readme`
     readme = ROOT / "README.md"
-    write_atomic(readme, with_claims(readme.read_text(encoding="utf-8"), _read(ROOT / "figures" / "laptop" / "claims.csv")))
+    write_atomic(readme, with_claims(readme.read_text(encoding="utf-8"), read(ROOT / "figures" / "laptop" / "claims.csv")))

@@ -178,6 +178,8 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
 
     folder = home() / "runs" / profile
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".{notebook}.*.ipynb"):  # by a run that was killed
+        left.unlink()
     partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
     environment = dict(os.environ)
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
@@ -191,7 +193,8 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
             kernel_name="python3",
             cwd=str(FOLDER),
             progress_bar=False,
-            extra_arguments=["--log-level=50"],  # no word of the kernel about its own start and end
+            # No word of the kernel about its own start and end; and what its worker processes print once, not twice.
+            extra_arguments=["--log-level=50", "--IPKernelApp.capture_fd_output=False"],
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
@@ -225,7 +228,7 @@ class NotebookError(RuntimeError):
     def __init__(self, notebook: str, e: Any, failed: Path):
         if hasattr(e, "ename"):
             cell = "".join(e.source).strip()
-            what = f"failed in cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines()) + f"\n\n{e.ename}: {e.evalue}"
+            what = f"failed: {e.ename}: {e.evalue}\n\nin cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines())
         else:
             what = f"could not go on: {e} (if something killed its process: is there enough memory?)"
         super().__init__(f"notebook {notebook} {what}\n\nAll up to it: {failed}")
@@ -261,6 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ProfileError, NotebookError, OSError) as e:
         print(f"\nerror: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where this stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

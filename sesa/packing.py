@@ -74,7 +74,7 @@ def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], tempera
     wrote = owner[:, 1:] >= 0
     # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
     with autocast(model):
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wrote].float() / (temperature or 1.0)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[wrote].float() / (temperature or 1.0)
     distribution = torch.log_softmax(logits, -1)
     logprobs = distribution.gather(-1, ids[:, 1:][wrote][:, None])[:, 0]
     with torch.no_grad():

@@ -165,6 +165,8 @@ def recorded(
     """
     import pandas as pd
 
+    if jobs < 1:
+        raise ValueError(f"jobs is a number of processes, at least 1, not {jobs}")
     code = code_behind(compute)
     paths = [home() / "runs" / profile / notebook / ("-".join([name, *(f"{k}{v}" for k, v in p.items())]) + ".csv") for p in pieces]
     inputs = [json.loads(json.dumps({"code": code, **piece, **common})) for piece in pieces]

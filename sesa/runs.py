@@ -126,7 +126,8 @@ def origin() -> dict[str, Any]:
 
     from importlib.metadata import version
 
-    changed = git("status", "--porcelain", "--", "sesa", "notebooks", "data", "requirements.lock")
+    # Not the profiles: which parameters were used is recorded with every result.
+    changed = git("status", "--porcelain", "--", "sesa", "notebooks", "data", "requirements.lock", ":!notebooks/profiles")
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),

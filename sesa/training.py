@@ -117,6 +117,8 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     identity = _identity(model, task, config, seed)
     state = _resume(folder, identity, model, optimizer, config)
+    if state["step"] == config.steps:
+        return pd.DataFrame(state["metrics"])
     engine = LocalEngine(model, tokenizer)
     with progress(config.steps, f"{config.arm}, seed {seed}") as bar, finish_the_step() as interrupted:
         bar.update(state["step"])

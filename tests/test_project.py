@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sesa.claims import _read, with_claims
+from sesa.claims import read, with_claims
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
@@ -125,6 +125,6 @@ def test_no_run_no_environment_and_nothing_large_is_committed():
 def test_the_readme_says_what_the_committed_claims_say():
     """`make readme` has nothing to do; nothing is left to fill in."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    claims = _read(ROOT / "figures" / "laptop" / "claims.csv")
+    claims = read(ROOT / "figures" / "laptop" / "claims.csv")
     assert with_claims(readme, claims) == readme
     assert "@@" not in readme

@@ -339,6 +339,13 @@ def test_recorded_computes_once_and_reads_after(experiment, home):
     assert [m["inputs"]["seed"] for m in json.loads((records / "01_draws.json").read_text())] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_recorded_refuses_no_jobs(experiment, jobs):
+    with pytest.raises(ValueError, match="jobs is a number of processes"):
+        experiment.run(jobs=jobs)
+    assert experiment.calls() == []
+
+
 def test_recorded_adds_a_piece_and_computes_just_that(experiment):
     experiment.run(SEEDS[:2])
     experiment.calls()

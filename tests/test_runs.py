@@ -162,6 +162,21 @@ def test_origin_names_commit_versions_and_machine():
     assert {"torch", "transformers", "machine"} <= set(found)
 
 
+@pytest.mark.parametrize(
+    ("file", "dirty"), [("sesa/new.py", True), ("data/old.csv", True), ("notebooks/profiles/mine.yaml", False), ("README.md", False)]
+)
+def test_origin_is_dirty_when_code_or_data_differ_from_the_commit(tmp_path, monkeypatch, file, dirty):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old.csv").write_text("a\n")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm first"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert origin()["dirty"] is False
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("x\n")
+    assert origin()["dirty"] is dirty
+
+
 def test_origin_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (origin()["commit"], origin()["dirty"]) == (None, None)

@@ -81,7 +81,8 @@ class LocalEngine:
             self._kept, self._weights = {}, weights
         completions, self._kept, kept = [], {}, self._kept
         training = self.model.training
-        self.model.eval()
+        if training:
+            self.model.eval()
         try:
             for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
                 part = slice(start, start + self.max_batch)
@@ -90,7 +91,8 @@ class LocalEngine:
                 completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
                 self._kept[chunk] = rows
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
         return completions
 
     # -------------------------------------------------------------------------------------------------- before decoding
