@@ -5,7 +5,7 @@ The paper watches Pass@16 / Pass@1: towards 1, the policy writes one answer, rig
 stands alone: a probe reports its parts, and what else is seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,19 @@ from sesa.sampling import Sampling, parallel
 from sesa.tasks import Task
 
 
-def probe(engine: Engine, task: Task, problems: Sequence[Any], seed: int, samples: int = 16, temperature: float = 1.0) -> dict[str, float]:
+def probe(
+    engine: Engine, task: Task, problems: Sequence[Any], seed: int, samples: int = 16, temperature: float = 1.0, sampler: Callable = parallel
+) -> dict[str, float]:
     """What independent samples without a history show, averaged over problems.
+
+    Args:
+        sampler: `parallel`, or `iid_sketches` for a policy that was trained to answer by way of a sketch.
 
     Returns:
         pass@1 and pass@`samples`, their ratio (of the means; nan when nothing is right), answer_entropy in nats over the valid answers
         of a problem, and the fractions of distinct, duplicate and invalid samples.
     """
-    groups = parallel(engine, task, problems, Sampling(group_size=samples, temperature=temperature), seed)
+    groups = sampler(engine, task, problems, Sampling(group_size=samples, temperature=temperature), seed)
     keys = [[r.key for r in group.rollouts] for group in groups]
     right = [sum(r.reward > 0 for r in group.rollouts) for group in groups]
     first, any_of = (float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in (1, samples))
@@ -44,7 +49,7 @@ class Monitor:
     """Says when a policy has collapsed, and when it has recovered: with hysteresis, so that noise does not switch to and fro.
 
     collapsed turns True after `patience` probes in a row with a ratio below `low`, and False after as many above `high`. A probe in
-    which nothing is right (ratio nan) says nothing. Its fields are its state: save them with a checkpoint to resume.
+    which nothing is right (ratio nan) says nothing, and ends a streak. Its fields are its state: save them with a checkpoint to resume.
     """
 
     low: float = 1.5  # the notes' threshold

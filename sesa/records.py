@@ -178,6 +178,8 @@ def recorded(
         known = json.loads(published.with_suffix(".json").read_text(encoding="utf-8"))
         if [{**m["inputs"], "code": code} for m in known] != inputs:
             raise RecordError(f"{published} was recorded with other parameters: run `make reproduce PROFILE={profile}` first")
+        if others := {m["commit"] for m in known if m["inputs"]["code"] != code}:
+            print(f"{published.name}: drawn from results of other code, of commit {', '.join(sorted(map(str, others)))}")
         return pd.read_csv(published)
 
     with progress(len(pieces), name) as bar:

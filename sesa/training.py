@@ -85,6 +85,11 @@ class Training:
         return SAMPLERS[self.arm.split("+")[0]]
 
     @property
+    def independent(self):
+        """How the arm's policy answers without a history: in one stage or two, as it was trained."""
+        return sampling.iid_sketches if self.sampler in (sampling.sesa, sampling.iid_sketches) else sampling.parallel
+
+    @property
     def full_objective(self) -> Objective:
         """The objective with what the arm adds."""
         added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
@@ -151,7 +156,7 @@ def _step(model, engine, task, problems, arms, seed, step, optimizer, reference,
     metrics: dict[str, Any] = {"step": step}
     start = time.perf_counter()
     if step % config.probe_every == 0:
-        metrics |= probe(engine, task, problems, derive_seed(root, "probe"), temperature=config.temperature)
+        metrics |= probe(engine, task, problems, derive_seed(root, "probe"), temperature=config.temperature, sampler=config.independent)
         if config.on_collapse:
             config = arms[state["monitor"].see(metrics["ratio"])]
     elif config.on_collapse:
@@ -278,20 +283,8 @@ def _parts(sequences: list[Packed], size: int) -> Iterator[list[Packed]]:
 
 
 def run_folder(parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int) -> Path:
-    """A folder in `parent` named after the run and all that it depends on, code and first weights too: other runs get other folders."""
+    """A folder in `parent` named after the run and what it depends on, code and first weights too (but no reference): others get others."""
     return parent / f"{config.arm}-seed{seed}-{hash_of(_identity(model, task, config, seed))}"
-
-
-def load_policy(model: PreTrainedModel, folder: Path) -> None:
-    """Gives `model` the weights of the last checkpoint in `folder`: to branch off from a run.
-
-    Raises:
-        TrainingError: there is none, it cannot be read, or it is of another architecture.
-    """
-    try:
-        model.load_state_dict(torch.load(folder / "checkpoint.pt", map_location=model.device, weights_only=True)["model"])
-    except Exception as e:  # whatever a damaged file makes of its readers
-        raise TrainingError(f"no policy in {folder}: {type(e).__name__}: {e}") from e
 
 
 def _identity(model, task, config: Training, seed: int) -> dict:

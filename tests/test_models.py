@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sesa.engines.local import LocalEngine
 from sesa.metrics import kl_divergence
-from sesa.models import TinyConfig, WarmStart, text_loss_backward, report, text_probabilities, tiny_lm, word_tokenizer
+from sesa.models import TinyConfig, WarmStart, report, text_loss_backward, text_probabilities, tiny_lm, word_tokenizer
 from sesa.sampling import Sampling, sequential
 from sesa.tasks.paths import PathConfig, PathTask
 

@@ -22,7 +22,7 @@ from sesa.packing import pack
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathConfig, PathTask
-from sesa.training import REPLAY_TEXTS, SAMPLERS, Training, TrainingError, _policy_backward, _update, load_policy, run_folder, train
+from sesa.training import REPLAY_TEXTS, SAMPLERS, Training, TrainingError, _policy_backward, _update, run_folder, train
 
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 QUICK = Training(steps=4, problems_per_step=3, group_size=4, probe_every=2, checkpoint_every=1, learning_rate=3e-3)
@@ -272,17 +272,6 @@ def test_a_switch_to_kl_needs_a_reference(fresh, tmp_path):
     task, model, tokenizer = fresh
     with pytest.raises(ValueError, match="reference"):
         train(model, tokenizer, task, task.problems, replace(QUICK, on_collapse="parallel+kl"), 0, tmp_path)
-
-
-def test_a_branch_goes_on_from_the_weights_of_another_run(fresh, taught, tmp_path):
-    task, model, tokenizer = fresh
-    train(model, tokenizer, task, task.problems, QUICK, 0, tmp_path / "base")
-    branch = copy.deepcopy(taught[1])
-    load_policy(branch, tmp_path / "base")
-    assert torch.equal(weights(branch), weights(model))
-    with pytest.raises(TrainingError, match="no policy in"):
-        load_policy(branch, tmp_path / "nowhere")
-    assert torch.equal(weights(branch), weights(model))
 
 
 def test_runs_that_differ_have_folders_that_differ(fresh, taught, tmp_path):
