@@ -34,8 +34,8 @@ from sesa.training import Training, train
 
 ARMS = ["parallel", "sequential", "sesa"]
 PROFILES = {
-    "smoke": {"batches": [4], "tokens": 8, "groups": [4], "repeats": 2, "steps": 2},
-    "laptop": {"batches": [16, 128, 512], "tokens": 64, "groups": [8, 32], "repeats": 9, "steps": 12},
+    "smoke": {"batches": [4], "tokens": 8, "groups": [4], "repeats": 2, "steps": 2, "processes": 1},
+    "laptop": {"batches": [16, 128, 512], "tokens": 64, "groups": [8, 32], "repeats": 9, "steps": 10, "processes": 4},
 }
 
 
@@ -69,14 +69,14 @@ def in_turns(contenders, repeats):
     return pd.DataFrame(seconds, columns=list(contenders))
 
 
-def compared(what, size, seconds, ours, peer, work=None):
-    """Median seconds, or work per second, of both, and the median of peer / ours with a 95% bootstrap interval over repeats."""
+def compared(what, size, seconds, ours, peer, work=None, unit="s"):
+    """Medians of both (with `work`: work per second), and that of peer / ours, its 95% interval bootstrapped over `seconds`' rows."""
     ratio = (seconds[peer] / seconds[ours]).to_numpy()
     drawn = np.median(np.random.default_rng(0).choice(ratio, (2000, len(ratio))), axis=1)
     row = {"what": what, "size": size, "ours": seconds[ours].median(), "peer": seconds[peer].median()}
     if work:
         row |= {"ours": work / row["ours"], "peer": work / row["peer"]}
-    return row | {"unit": "tokens/s" if work else "s", "times as fast": np.median(ratio), "low": np.quantile(drawn, 0.025), "high": np.quantile(drawn, 0.975)}
+    return row | {"unit": "tokens/s" if work else unit, "times as fast": np.median(ratio), "low": np.quantile(drawn, 0.025), "high": np.quantile(drawn, 0.975)}
 
 
 # ------------------------------------------------------------------------------------------------------------ contenders
@@ -118,18 +118,18 @@ def list_rows(plan):
 
 
 def packed_seconds(arm, steps):
-    """Seconds of each of `steps` training steps by `sesa.training`, without probes; the first is left out."""
+    """The median seconds of `steps` training steps by `sesa.training`, without probes, after a first one that does not count."""
     task = PathTask()
     with tempfile.TemporaryDirectory() as folder:
         config = Training(arm=arm, steps=steps + 1, probe_every=10**6, checkpoint_every=10**6)
         train(*tiny_lm(task, 0), task, task.problems, config, 0, Path(folder))
         timings = pd.read_json(Path(folder) / "timings.jsonl", lines=True)
-    return (timings["sample"] + timings["update"])[1:].tolist()
+    return (timings["sample"] + timings["update"])[1:].median()
 
 
 def trl_seconds(arm, steps):
-    """The same inside TRL."""
-    from sesa.distributed import make_trainer
+    """The same inside TRL, without our metrics file."""
+    from sesa.distributed import Records, make_trainer
 
     class Clock(TrainerCallback):
         def __init__(self):
@@ -142,16 +142,17 @@ def trl_seconds(arm, steps):
     with tempfile.TemporaryDirectory() as folder:
         config = Training(arm=arm, steps=steps + 1, checkpoint_every=10**6)
         trainer = make_trainer(tiny_lm(task, 0), task, config, 0, Path(folder))
+        trainer.remove_callback(Records)
         trainer.add_callback(clock)
         trainer.train()
-    return np.diff(clock.times[config.updates - 1 :: config.updates]).tolist()
+    return float(np.median(np.diff(clock.times[config.updates - 1 :: config.updates])))
 
 
 STEP = {"ours": packed_seconds, "TRL": trl_seconds}
 
 
 def alone(who, arm, steps):
-    """What `STEP[who]` measures in a process of its own, and the MiB of memory that this took at most."""
+    """[seconds, MiB]: what `STEP[who]` measures in a process of its own, and the memory that this took at most."""
     command = [sys.executable, __file__, "--alone", who, arm, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -160,13 +161,20 @@ def alone(who, arm, steps):
 def step_rows(plan):
     for arm in ARMS:
         seen = {who: [] for who in STEP}
-        for turn in range(3):
+        for turn in range(plan["processes"]):
             for who in (list(STEP), list(STEP)[::-1])[turn % 2]:
                 seen[who].append(alone(who, arm, plan["steps"]))
-        seconds = pd.DataFrame({who: [s for run in runs for s in run["seconds"]] for who, runs in seen.items()})
+        seconds, peaks = (pd.DataFrame({who: [run[i] for run in runs] for who, runs in seen.items()}) for i in (0, 1))
         yield compared("steps", arm, seconds, "ours", "TRL")
-        peaks = pd.DataFrame({who: [run["MiB"] for run in runs] for who, runs in seen.items()})
-        yield compared("memory", arm, peaks, "ours", "TRL") | {"unit": "MiB"}
+        yield compared("memory", arm, peaks, "ours", "TRL", unit="MiB")
+
+
+def peak_memory():
+    """MiB that this process held at most. Linux says it of the program; elsewhere of the process, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # ------------------------------------------------------------------------------------------------------------------- all
@@ -195,8 +203,7 @@ def main():
     torch.set_num_threads(1)
     if given.alone:
         who, arm, steps = given.alone
-        seconds = STEP[who](arm, int(steps))
-        print(json.dumps({"seconds": seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(json.dumps([STEP[who](arm, int(steps)), peak_memory()]))
         return
     plan, rows = PROFILES[given.profile], []
     figures.use_style()

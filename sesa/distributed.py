@@ -8,8 +8,9 @@ step are those of `sesa.training`, and so is the gradient: TRL gets the advantag
 nothing. Its own scaling divides by the deviation with n - 1 over all n rows of a group: its advantages would be sqrt((n - 1) / n) of
 ours, n = G in one stage and 2G in two (and it adds 1e-4 to the deviation, not 1e-6).
 
-Run by us: on CPUs, one process and two (torchrun). Not run by us yet: GPUs, DeepSpeed, vLLM. FSDP is refused without vLLM: processes
-that sample from sharded weights must step together, and ours stop when their own rows have ended.
+Run by us: on CPUs, one process and two (torchrun). Not run by us yet: GPUs (where `LocalEngine` samples in bfloat16, also if training is in
+float32), DeepSpeed, vLLM. FSDP is refused without vLLM: processes that sample from sharded weights must step together, and ours stop
+when their own rows have ended.
 """
 
 import argparse
