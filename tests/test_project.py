@@ -9,10 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from sesa.claims import read, with_claims
+from sesa.notebooks import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
@@ -128,3 +130,14 @@ def test_the_readme_says_what_the_committed_claims_say():
     claims = read(ROOT / "figures" / "laptop" / "claims.csv")
     assert with_claims(readme, claims) == readme
     assert "@@" not in readme
+
+
+def test_the_learning_rates_of_laptop_are_those_that_the_study_found():
+    """By the rule that notebook 06 states: the mean of pass@1 and pass@16 over the last three probes and all tuning seeds."""
+    tuning = pd.read_csv(ROOT / "figures" / "study" / "records" / "06_tuning.csv")
+    assert set(tuning["seed"]) == {100, 101, 102}
+    steps = sorted(tuning["step"].unique())[-3:]
+    score = tuning[tuning["step"].isin(steps)].groupby(["arm", "rate"])[["pass@1", "pass@16"]].mean().mean(axis=1)
+    found = {arm: rate for arm, rate in score.groupby("arm").idxmax()}
+    given = load_profile("laptop")["06_collapse_recovery"]["learning_rates"]
+    assert given == {arm: found[arm] for arm in given}
