@@ -117,7 +117,7 @@ def bootstrap_interval(
         over: of the same shape; then all is of the ratio of the two means, both resampled alike.
 
     Returns:
-        (mean, low, high).
+        (mean, low, high). All nan if a value is; resamples with nothing over nothing are left out.
 
     Raises:
         ValueError: `values` is not two-dimensional or empty, or `over` has another shape.
@@ -129,11 +129,13 @@ def bootstrap_interval(
     rows = rng.integers(tables[0].shape[0], size=(resamples, tables[0].shape[0]))
     columns = rng.integers(tables[0].shape[1], size=(resamples, tables[0].shape[1]))
     drawn = [t[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for t in tables]
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing over nothing is nan, and is shown as such
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing over nothing is nan; a resample of that says nothing
         mean = tables[0].mean() if over is None else np.divide(tables[0].mean(), tables[1].mean())
         means = drawn[0] if over is None else drawn[0] / drawn[1]
     # inverted_cdf: the ends are resampled values themselves, so an infinite one does no harm
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    if np.isnan(mean):
+        return (np.nan,) * 3
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(mean), float(low), float(high)
 
 

@@ -247,6 +247,9 @@ def test_bootstrap_of_a_ratio_is_of_the_two_means_resampled_alike():
 
 
 def test_bootstrap_of_a_ratio_over_nothing_is_infinite_not_an_error():
+    mean, low, high = bootstrap_interval([[0.0], [1.0]], over=[[0.0], [1.0]])  # a quarter of the resamples is nothing over nothing
+    assert (mean, low, high) == (1, 1, 1)
+    assert np.isnan(bootstrap_interval([[np.nan], [1.0]])).all()
     mean, low, high = bootstrap_interval([[1.0, 1.0]], over=[[0.0, 1.0]])
     assert (mean, low, high) == (2.0, 1.0, float("inf"))
 
