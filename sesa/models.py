@@ -43,7 +43,7 @@ class WarmStart:
     """How the model is taught. steps of `batch_size` texts; AdamW, the learning rate on a cosine to 0 after 5% of linear warm-up."""
 
     steps: int = 600
-    batch_size: int = 48
+    batch_size: int = 96
     learning_rate: float = 3e-3
 
 

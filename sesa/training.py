@@ -43,7 +43,7 @@ from sesa.tasks import Task
 
 SAMPLERS = {f.__name__: f for f in (sampling.parallel, sampling.sequential, sampling.sesa, sampling.iid_sketches)}
 ADDITIONS = {"kl": {"kl": 0.1}, "replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
-REPLAY_TEXTS = 16  # warm-start texts replayed per update
+REPLAY_TEXTS = 32  # warm-start texts replayed per update
 
 
 class TrainingError(RuntimeError):

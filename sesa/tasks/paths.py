@@ -146,9 +146,10 @@ class PathConfig:
     maps: int = 64
     seed: int = 0  # of the prior's rankings and of the treasures
     sketch_level: int = 2  # levels that a sketch names: 1 (province) to 3 (the whole path)
-    # The warm start: lists of `list_items` paths, lists of sketches, and expansions of a sketch, in these shares.
-    list_share: float = 0.7
-    sketch_share: float = 0.2
+    # The warm start: lists of `list_items` paths, lists of sketches, and for the rest expansions of a sketch. An expansion is a tenth as long
+    # as a list, and what is rarely seen is not learned: with one expansion in ten texts, one in six follows its sketch afterwards.
+    list_share: float = 0.2
+    sketch_share: float = 0.1
     list_items: tuple[int, int] = (4, 32)
     # How well "a different one" is obeyed: the share of lists without repetition; the others are drawn with replacement.
     distinct_share: float = 1.0
