@@ -433,7 +433,7 @@ def test_recorded_keeps_the_pieces_before_an_error(experiment, home):
     assert experiment.calls() == [2]
 
 
-def test_redraw_computes_nothing(experiment, home, monkeypatch):
+def test_redraw_computes_nothing(experiment, home, monkeypatch, capsys):
     monkeypatch.setenv("SESA_REDRAW", "1")
     with pytest.raises(RecordError, match="make reproduce PROFILE=smoke"):
         experiment.run()
@@ -454,6 +454,10 @@ def test_redraw_computes_nothing(experiment, home, monkeypatch):
         experiment.run(SEEDS[:2])
     with pytest.raises(RecordError, match="other parameters"):
         experiment.run(scale=3)
+    assert "other code" not in capsys.readouterr().out
+    experiment.source = DRAW.replace("seed * scale", "seed * scale + 1")
+    pd.testing.assert_frame_equal(experiment.run(), whole)  # and says that it is not what this code would give
+    assert "01_draws.csv: drawn from results of other code, of commit" in capsys.readouterr().out
 
 
 SCRIPT = """
