@@ -285,9 +285,9 @@ def test_every_line_taught_is_a_path_of_the_level_asked_for(taught):
 
 def test_kinds_and_maps_come_in_their_shares(taught):
     kinds = Counter(kind_of(prompt) for prompt, _ in taught[1])
-    assert within(kinds["districts"], N_TEXTS, 0.7)
-    assert within(kinds["provinces"], N_TEXTS, 0.1) and within(kinds["cities"], N_TEXTS, 0.1)
-    assert within(kinds["from"], N_TEXTS, 0.1)
+    assert within(kinds["districts"], N_TEXTS, 0.2)
+    assert within(kinds["provinces"], N_TEXTS, 0.05) and within(kinds["cities"], N_TEXTS, 0.05)
+    assert within(kinds["from"], N_TEXTS, 0.7)
     maps = Counter(prompt.split()[0] for prompt, _ in taught[1])
     assert set(maps) == {m.id for m in TASK.problems} and all(within(n, N_TEXTS, 1 / 64) for n in maps.values())
 
