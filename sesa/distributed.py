@@ -38,11 +38,11 @@ from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import tiny_lm
 from sesa.objective import with_advantages
-from sesa.runs import derive_seed, home, read_json, write_atomic
+from sesa.runs import derive_seed, differing, home, read_json, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks import Task
 from sesa.tasks.paths import PathTask
-from sesa.training import Training, TrainingError
+from sesa.training import Training, TrainingError, describe
 
 TASKS = {"paths": PathTask}
 LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
@@ -54,29 +54,23 @@ class Rollouts:
 
     def __init__(self, task: Task, config: Training, seed: int):
         self.task, self.problems, self.config, self.seed = task, {p.id: p for p in task.problems}, config, seed
-        self.rows = config.group_size * (2 if config.arm.split("+")[0] in ("sesa", "iid_sketches") else 1)
+        self.rows = config.group_size * (2 if config.two_stages else 1)
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list]:
         """One group per problem. `prompts`: problem ids, each `rows` times in succession, else ValueError. Returns lists of one per row."""
         config, ids, tokenizer = self.config, prompts[:: self.rows], trainer.processing_class
         if list(prompts) != [i for i in ids for _ in range(self.rows)]:
             raise ValueError(f"the {len(prompts)} rows of this process are not whole groups of {self.rows}, one problem after another")
-        seed = derive_seed(derive_seed(self.seed, config.arm, trainer.state.global_step // config.updates), "rollouts")
-        draw = Sampling(config.group_size, config.list_length, temperature=config.temperature)
+        seed = derive_seed(config.root(self.seed, trainer.state.global_step // config.updates), "rollouts")
+        draw = Sampling(config.group_size, temperature=config.temperature)
         again = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
         # Gathers what ZeRO-3 has scattered. LocalEngine sets eval mode, and train mode again.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
             groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], draw, seed)
         completions, advantages = with_advantages(groups, config.full_objective)
-        repeated = [r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for g in groups for i, r in enumerate(g.rollouts)]
-        self.metrics = {  # of this process, named as in sesa.training
-            "reward": float(np.mean([r.reward for g in groups for r in g.rollouts])),
-            "frac_reward_zero_std": float(np.mean([len({r.reward for r in g.rollouts}) == 1 for g in groups])),
-            "rollout_duplicates": float(np.mean(repeated)),
-            "rollout_invalid": float(np.mean([r.key is None for g in groups for r in g.rollouts])),
-            "completion_tokens": sum(len(c.ids) for c in completions) * trainer.accelerator.num_processes,  # the mean of these is the sum
-        }
+        self.metrics = describe(groups)  # of this process; logged is the mean over processes, so that of these is the sum
+        self.metrics["completion_tokens"] *= trainer.accelerator.num_processes
         return {
             "prompt_ids": [c.prompt_ids for c in completions],
             "completion_ids": [c.ids for c in completions],
@@ -160,8 +154,7 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     elif isinstance(model, str):  # not before `args`: DeepSpeed scatters weights while they are read
         model = AutoModelForCausalLM.from_pretrained(model, dtype="float32"), AutoTokenizer.from_pretrained(model)
     # The problems of all steps in order, so that a resumed run goes on with them.
-    chance = [np.random.default_rng(derive_seed(derive_seed(seed, config.arm, step), "problems")) for step in range(config.steps)]
-    data = [task.problems[i].id for rng in chance for i in rng.choice(len(task.problems), size=n, replace=False)]
+    data = [problem.id for step in range(config.steps) for problem in config.choose(task.problems, config.root(seed, step))]
     trainer = GRPOTrainer(
         model[0], rollouts.advantages, args, Dataset.from_dict({"prompt": data}), processing_class=model[1], rollout_func=rollouts,
         peft_config=LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
@@ -178,11 +171,11 @@ def resumable(folder: Path, identity: dict[str, Any]) -> Path | None:
     Raises:
         ValueError: the folder holds another run, or a checkpoint that was whole and has been damaged since.
     """
-    ours, theirs = json.loads(json.dumps(identity)), read_json(folder / "run.json")
+    theirs = read_json(folder / "run.json")
     if theirs is None:
-        write_atomic(folder / "run.json", json.dumps(theirs := ours, indent=1) + "\n")
-    if differing := [f"{k}: {theirs.get(k)!r}, not {ours.get(k)!r}" for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]:
-        raise ValueError(f"{folder} holds a run with other parameters ({'; '.join(differing)}): take another folder, or delete it")
+        write_atomic(folder / "run.json", json.dumps(identity, indent=1) + "\n")
+    elif difference := differing(theirs, identity):
+        raise ValueError(f"{folder} holds a run with other parameters ({difference}): take another folder, or delete it")
     whole = max((p.parent for p in folder.glob(f"checkpoint-*/{WHOLE}")), key=lambda p: int(p.name.split("-")[1]), default=None)
     sizes = (read_json(whole / WHOLE) or {WHOLE: -1}) if whole else {}
     if damaged := [name for name, size in sizes.items() if not (whole / name).is_file() or (whole / name).stat().st_size != size]:

@@ -137,6 +137,13 @@ def origin() -> dict[str, Any]:
     }
 
 
+def differing(theirs: dict, ours: dict) -> str:
+    """In which parameters two runs differ, "arm: 'sesa', not 'parallel'; ..."; "" if in none. Values as JSON gives them back."""
+    ours = json.loads(json.dumps(ours))
+    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+    return "; ".join(f"{key}: {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys)
+
+
 # ------------------------------------------------------------------------------------------- progress and interruption
 
 

@@ -37,7 +37,7 @@ from sesa.models import text_loss_backward
 from sesa.objective import Objective, clipped_loss, kl_estimate, token_weights, with_advantages
 from sesa.packing import Packed, pack, packed_logprobs
 from sesa.records import fingerprint, sources_behind
-from sesa.runs import derive_seed, finish_the_step, hash_of, progress, write_atomic
+from sesa.runs import derive_seed, differing, finish_the_step, hash_of, progress, write_atomic
 from sesa.sampling import Group, Sampling
 from sesa.tasks import Task
 
@@ -59,7 +59,6 @@ class Training:
     steps: int = 200  # RAGEN: 200
     problems_per_step: int = 16  # RAGEN: 8
     group_size: int = 8  # RAGEN: 16
-    list_length: int | None = None
     temperature: float = 1.0  # RAGEN: 1
     updates: int = 2  # of the weights, from one set of rollouts
     learning_rate: float = 5e-4  # for a tiny LM; found in prototypes
@@ -82,18 +81,34 @@ class Training:
 
     @property
     def sampler(self):
+        """The function of `sesa.sampling` that draws the groups."""
         return SAMPLERS[self.arm.split("+")[0]]
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether a solution grows from a sketch."""
+        return self.sampler in (sampling.sesa, sampling.iid_sketches)
 
     @property
     def independent(self):
         """How the arm's policy answers without a history: in one stage or two, as it was trained."""
-        return sampling.iid_sketches if self.sampler in (sampling.sesa, sampling.iid_sketches) else sampling.parallel
+        return sampling.iid_sketches if self.two_stages else sampling.parallel
 
     @property
     def full_objective(self) -> Objective:
         """The objective with what the arm adds."""
         added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
         return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
+
+    def root(self, seed: int, step: int) -> int:
+        """The seed that all chance of a step is derived from."""
+        return derive_seed(seed, self.arm, step)
+
+    def choose(self, problems: Sequence[Any], root: int) -> list[Any]:
+        """The problems of a step: `problems_per_step` of them, or all if they are fewer, in random order, none twice."""
+        rng = np.random.default_rng(derive_seed(root, "problems"))
+        size = min(self.problems_per_step, len(problems))
+        return [problems[i] for i in rng.choice(len(problems), size=size, replace=False)]
 
 
 def train(
@@ -140,7 +155,8 @@ def train(
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or interrupted.is_set():
                 _save(folder, identity, model, optimizer, state)
             seen = next(m for m in reversed(state["metrics"]) if "pass@1" in m)
-            bar.set_postfix_str(f"reward {metrics['reward']:.2f} pass@1 {seen['pass@1']:.2f} entropy {metrics['entropy']:.2f}", refresh=False)
+            entropy = f"{metrics['entropy']:.2f}" if "entropy" in metrics else "-"  # no update: no group had a signal
+            bar.set_postfix_str(f"reward {metrics['reward']:.2f} pass@1 {seen['pass@1']:.2f} entropy {entropy}", refresh=False)
             bar.update()
             if interrupted.is_set():
                 raise KeyboardInterrupt(f"saved after step {step + 1} of {config.steps}; the same call goes on from there")
@@ -150,9 +166,8 @@ def train(
 def _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
     """One set of rollouts and the updates from it; returns metrics, and seconds by phase."""
     config = arms[0]
-    root = derive_seed(seed, config.arm, step)
-    rng = np.random.default_rng(derive_seed(root, "problems"))
-    chosen = [problems[i] for i in rng.choice(len(problems), size=min(config.problems_per_step, len(problems)), replace=False)]
+    root = config.root(seed, step)
+    chosen = config.choose(problems, root)
     metrics: dict[str, Any] = {"step": step}
     start = time.perf_counter()
     if step % config.probe_every == 0:
@@ -163,10 +178,11 @@ def _step(model, engine, task, problems, arms, seed, step, optimizer, reference,
         config = arms[state["monitor"].collapsed]
     metrics["arm"] = config.arm
     probed = time.perf_counter()
-    draw = Sampling(config.group_size, config.list_length, temperature=config.temperature)
+    draw = Sampling(config.group_size, temperature=config.temperature)
     groups = config.sampler(engine, task, chosen, draw, derive_seed(root, "rollouts"))
     sampled = time.perf_counter()
-    metrics |= _describe(groups, state)
+    state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.reward > 0}
+    metrics |= describe(groups) | {"found": len(state["found"])}
     learnt_from = [g for g in groups if len({r.reward for r in g.rollouts}) > 1] if config.filter_groups else groups
     if learnt_from:
         metrics |= _update(model, engine, task, learnt_from, config, root, optimizer, reference)
@@ -174,10 +190,9 @@ def _step(model, engine, task, problems, arms, seed, step, optimizer, reference,
     return metrics, {"probe": probed - start, "sample": sampled - probed, "update": done - sampled}
 
 
-def _describe(groups: Sequence[Group], state: dict) -> dict[str, float]:
-    """What the rollouts of a step are like; notes in `state` which right answers were ever found."""
+def describe(groups: Sequence[Group]) -> dict[str, float]:
+    """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, a count of tokens."""
     rollouts = [r for group in groups for r in group.rollouts]
-    state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.reward > 0}
     completions = [r.completion for group in groups for r in (*group.sketches, *group.rollouts)]
     repeated = np.array([[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups])
     return {
@@ -186,7 +201,6 @@ def _describe(groups: Sequence[Group], state: dict) -> dict[str, float]:
         "rollout_duplicates": float(repeated.mean()),
         **{f"duplicates@{i + 1}": float(share) for i, share in enumerate(repeated.mean(0)) if i},  # by place in the group
         "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
-        "found": len(state["found"]),
         "completion_tokens": sum(len(c.ids) for c in completions),
     }
 
@@ -316,11 +330,8 @@ def _resume(folder: Path, identity: dict, model, optimizer, config: Training) ->
             theirs = json.loads(saved["identity"])
         except Exception as e:  # whatever a damaged file makes of its readers
             raise TrainingError(f"{path} cannot be read ({type(e).__name__}): delete it to begin anew") from e
-        ours = json.loads(json.dumps(identity))
-        if theirs != ours:
-            keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-            differing = [f"{key}: {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys]
-            raise TrainingError(f"{folder} holds a run with other parameters ({'; '.join(differing)}): take another folder, or delete it")
+        if difference := differing(theirs, identity):
+            raise TrainingError(f"{folder} holds a run with other parameters ({difference}): take another folder, or delete it")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = {key: saved[key] for key in ("step", "metrics")} | {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}

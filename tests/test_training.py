@@ -156,6 +156,16 @@ def test_groups_without_signal_change_nothing_when_filtered(fresh):
     assert torch.equal(weights(model), before) and seen["grad_norm"] == 0
 
 
+def test_a_run_without_any_signal_goes_on_and_changes_nothing(fresh, tmp_path):
+    """No map has a treasure and groups without signal are left out: no update, no entropy to show, the weights as they were."""
+    task, model, tokenizer = fresh
+    barren = [replace(problem, treasures=frozenset()) for problem in task.problems]
+    before = weights(model).clone()
+    seen = train(model, tokenizer, task, barren, replace(QUICK, filter_groups=True), 0, tmp_path)
+    assert torch.equal(weights(model), before)
+    assert seen["reward"].tolist() == [0.0] * 4 and "entropy" not in seen and seen["frac_reward_zero_std"].tolist() == [1.0] * 4
+
+
 # ---------------------------------------------------------------------------------------------------------- stop, go on
 
 RUN = """
@@ -251,7 +261,7 @@ def test_a_monitored_run_goes_on_with_its_monitor(taught, tmp_path):
     config = replace(QUICK, steps=8, on_collapse="sequential", monitor=Monitor(low=1e9, high=1e9, patience=3), checkpoint_every=3)
     whole = train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sesa.training._describe", dies_at(5, training._describe))
+        patch.setattr("sesa.training.describe", dies_at(5, training.describe))
         with pytest.raises(ZeroDivisionError):
             train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "stopped")
     again = train(copy.deepcopy(model), tokenizer, task, task.problems, config, 0, tmp_path / "stopped")
