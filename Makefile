@@ -40,7 +40,7 @@ smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim 
 test: $(READY)  ## all tests (5 min)
 	$(RUN) -m pytest
 
-bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (8 min, leave the machine alone)
+bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)
 	$(RUN) benchmarks/bench.py --profile $(PROFILE)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
@@ -64,8 +64,9 @@ lock:  ## write requirements.lock anew from pyproject.toml with the newest versi
 	runs/lock/bin/pip freeze --exclude sesa | sed 's/+cpu$$//' > requirements.lock
 	rm -rf runs/lock build
 
-readme: $(READY)  ## write the claims of figures/laptop/claims.csv into README.md (for maintainers)
+readme: $(READY)  ## write the claims and the benchmark of figures/laptop/ into README.md (for maintainers)
 	$(RUN) -m sesa.claims
+	$(RUN) benchmarks/bench.py --readme
 
 clean:  ## remove the environment, all runs, and figures that git does not keep
 	rm -rf .venv runs build *.egg-info .pytest_cache .hypothesis

@@ -25,9 +25,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sesa import figures, sampling
+from sesa.claims import with_section
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.models import tiny_lm, word_tokenizer
+from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask
 from sesa.training import Training, train
@@ -36,6 +38,14 @@ ARMS = ["parallel", "sequential", "sesa"]
 PROFILES = {
     "smoke": {"batches": [4], "tokens": 8, "groups": [4], "repeats": 2, "steps": 2, "processes": 1},
     "laptop": {"batches": [16, 128, 512], "tokens": 64, "groups": [8, 32], "repeats": 9, "steps": 10, "processes": 4},
+}
+
+
+WORDS = {
+    "engine": "engine: tokens/s of `LocalEngine` and of transformers' `generate`",
+    "lists": "lists: seconds for sequential groups, key-value cache kept, and by `generate`",
+    "steps": "steps: seconds per training step (16 groups of 8, 2 updates), packed, and the same rollouts in TRL",
+    "memory": "memory: peak of that process, MiB",
 }
 
 
@@ -195,11 +205,26 @@ def draw(table, profile):
     figures.save_figure(figure, "bench", profile, table, threads=1)
 
 
+def markdown(table):
+    """The table of figures/<profile>/bench.csv for README."""
+    lines = ["| | size | ours | peer | ours is so many times as fast, or as small |", "|---|---|---|---|---|"]
+    for what, part in table.groupby("what", sort=False):
+        for i, r in enumerate(part.to_dict("records")):
+            ours, peer = (f"{r[who]:,.3f}" if r["unit"] == "s" else f"{r[who]:,.0f}" for who in ("ours", "peer"))
+            lines.append(f"| {'' if i else WORDS[what]} | {r['size']} | {ours} | {peer} | {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--alone", nargs=3, metavar=("WHO", "ARM", "STEPS"), help="one contender's steps, as JSON")
+    parser.add_argument("--readme", action="store_true", help="measure nothing: write the table of figures/laptop/bench.csv into README.md")
     given = parser.parse_args()
+    if given.readme:
+        readme, table = ROOT / "README.md", pd.read_csv(ROOT / "figures" / "laptop" / "bench.csv")
+        write_atomic(readme, with_section(readme.read_text(encoding="utf-8"), "bench", markdown(table)))
+        return
     torch.set_num_threads(1)
     if given.alone:
         who, arm, steps = given.alone

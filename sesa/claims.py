@@ -14,7 +14,6 @@ from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
 MIN_SEEDS = 3  # no verdict on fewer
-BEGIN, END = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
 MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "problems"]
 NUMBERS = ["paper_baseline", "paper_value", "paper_effect", *MEASURED[2:]]
 NOT_RUN = "not run at this scale"
@@ -115,10 +114,16 @@ def claims_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_section(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the two marks of this name replaced by `content`, which ends with a line's end."""
+    begin, end = f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->"
+    head, rest = text.split(begin)
+    return head + begin + "\n" + content + end + rest.split(end)[1]
+
+
 def with_claims(text: str, table: pd.DataFrame) -> str:
-    """`text` with its section between the two claims marks replaced by the measured rows of the table."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + claims_markdown(table.dropna(subset=["seeds"])) + END + rest.split(END)[1]
+    """`text` with its section of claims replaced by the measured rows of the table."""
+    return with_section(text, "claims", claims_markdown(table.dropna(subset=["seeds"])))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from sesa.claims import read, with_claims
+from benchmarks.bench import markdown
+from sesa.claims import read, with_claims, with_section
 from sesa.notebooks import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +130,8 @@ def test_the_readme_says_what_the_committed_claims_say():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     claims = read(ROOT / "figures" / "laptop" / "claims.csv")
     assert with_claims(readme, claims) == readme
+    bench = pd.read_csv(ROOT / "figures" / "laptop" / "bench.csv")
+    assert with_section(readme, "bench", markdown(bench)) == readme
     assert "@@" not in readme
 
 
