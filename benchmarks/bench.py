@@ -25,6 +25,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sesa import figures, sampling
+from sesa.arms import Training
 from sesa.claims import with_section
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
@@ -32,7 +33,7 @@ from sesa.models import tiny_lm, word_tokenizer
 from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask
-from sesa.training import Training, train
+from sesa.training import train
 
 ARMS = ["parallel", "sequential", "sesa"]
 PROFILES = {

@@ -31,7 +31,7 @@ def probe(
     """
     groups = sampler(engine, task, problems, Sampling(group_size=samples, temperature=temperature), seed)
     keys = [[r.key for r in group.rollouts] for group in groups]
-    right = [sum(r.reward > 0 for r in group.rollouts) for group in groups]
+    right = [sum(r.solved for r in group.rollouts) for group in groups]
     first, any_of = (float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in (1, samples))
     return {
         "pass@1": first,

@@ -34,15 +34,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from sesa.arms import Training
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import tiny_lm
 from sesa.objective import with_advantages
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
-from sesa.sampling import Sampling
 from sesa.tasks import Task
 from sesa.tasks.paths import PathTask
-from sesa.training import Training, TrainingError, describe
+from sesa.training import TrainingError, describe
 
 TASKS = {"paths": PathTask}
 LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
@@ -62,15 +62,15 @@ class Rollouts:
         if list(prompts) != [i for i in ids for _ in range(self.rows)]:
             raise ValueError(f"the {len(prompts)} rows of this process are not whole groups of {self.rows}, one problem after another")
         seed = derive_seed(config.root(self.seed, trainer.state.global_step // config.updates), "rollouts")
-        draw = Sampling(config.group_size, temperature=config.temperature)
         again = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
         # Gathers what ZeRO-3 has scattered. LocalEngine sets eval mode, and train mode again.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
-            groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], draw, seed)
+            groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], config.sampling, seed)
         completions, advantages = with_advantages(groups, config.full_objective)
         self.metrics = describe(groups)  # of this process; logged is the mean over processes, so that of these is the sum
-        self.metrics["completion_tokens"] *= trainer.accelerator.num_processes
+        for count in ("rollouts", "completion_tokens"):
+            self.metrics[count] *= trainer.accelerator.num_processes
         return {
             "prompt_ids": [c.prompt_ids for c in completions],
             "completion_ids": [c.ids for c in completions],

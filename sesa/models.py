@@ -51,18 +51,19 @@ class Teacher(Protocol):
     """A task with a language to teach."""
 
     config: Any  # a frozen dataclass of JSON values: all that its texts depend on
-    words: list[str]
+    words: list[str]  # its tokens, beside the line's end and the blank
+    token_pattern: str  # a regular expression that cuts its texts into them
 
-    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-        """n pairs (prompt, completion); the model is taught the completion only."""
+    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
+        """n texts (prompt, completion), of an agent (prompt, completion, prompt, completion, ...); the model is taught the completions."""
         ...
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per word, without loss: line ends and blanks are tokens, a word may begin with "/". Unknown words become <unk>."""
+def word_tokenizer(words: Sequence[str], pattern: str = r"\n| |\S+") -> PreTrainedTokenizerFast:
+    """One token per word, and what a word is `pattern` says. Line ends and blanks are words. Unknown words become <unk>."""
     vocabulary = {w: i for i, w in enumerate(["<pad>", "<unk>", "\n", " ", *dict.fromkeys(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| |/?[^\s/]+|/"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", clean_up_tokenization_spaces=False
@@ -98,7 +99,7 @@ def tiny_lm(
 
 
 def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    tokenizer = word_tokenizer(task.words)
+    tokenizer = word_tokenizer(task.words, task.token_pattern)
     torch.manual_seed(derive_seed(seed, "weights"))
     rng = np.random.default_rng(derive_seed(seed, "warm start"))
     model = LlamaForCausalLM(
@@ -130,23 +131,27 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
 
 
 def text_loss_backward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]], weight: float = 1.0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], weight: float = 1.0
 ) -> float:
     """Adds the gradient of `weight` times the mean cross-entropy (nats) of all completion tokens; returns that mean.
 
+    A text is (prompt, completion), or goes on as (..., prompt, completion).
+
     Texts of like length are computed together: their lengths differ by a factor of 30, and padding would be half the work.
     """
-    pairs = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in texts]
-    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-    total, mean = sum(len(b) for _, b in pairs), 0.0
-    for start in range(0, len(pairs), 12):
-        part = pairs[start : start + 12]
-        width = len(part[-1][0]) + len(part[-1][1])
+    rows = []  # of each text its tokens, and of each whether it is taught
+    for text in texts:
+        pieces = [tokenizer.encode(piece) for piece in text]
+        rows.append((sum(pieces, []), [bool(i % 2) for i, piece in enumerate(pieces) for _ in piece]))
+    rows.sort(key=lambda row: len(row[0]))
+    total, mean = sum(sum(marks) for _, marks in rows), 0.0
+    for start in range(0, len(rows), 12):
+        part = rows[start : start + 12]
+        width = len(part[-1][0])
         ids = torch.full((len(part), width), tokenizer.pad_token_id)
         taught = torch.zeros(len(part), width, dtype=torch.bool)
-        for r, (a, b) in enumerate(part):
-            ids[r, : len(a) + len(b)] = torch.tensor(a + b)
-            taught[r, len(a) : len(a) + len(b)] = True
+        for r, (row, marks) in enumerate(part):
+            ids[r, : len(row)], taught[r, : len(row)] = torch.tensor(row), torch.tensor(marks)
         ids, taught = ids.to(model.device), taught.to(model.device)
         # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
         with autocast(model):

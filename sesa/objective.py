@@ -72,19 +72,26 @@ def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.
     return torch.tensor(rewards)
 
 
+def rollout_advantages(group: Group, objective: Objective) -> torch.Tensor:
+    """(rollouts,): the advantage of each rollout of a group."""
+    return group_advantages(group_rewards(group, objective.duplicate_reward), objective.normalize)
+
+
 def with_advantages(groups: Sequence[Group], objective: Objective) -> tuple[list[Completion], torch.Tensor]:
     """All completions of all groups, and the advantage of each, (completions,): of a group its sketches, then its solutions.
 
-    A sketch gets the advantage of the solution that grew from it.
+    A sketch gets the advantage of the solution that grew from it; every turn of an agent gets that of its trajectory. A turn that
+    several trajectories of a tree begin with stands in each of them, and so gets the sum of what they earned (our choice).
     """
     completions: list[Completion] = []
     advantages: list[torch.Tensor] = []
     for group in groups:
-        own = group_advantages(group_rewards(group, objective.duplicate_reward), objective.normalize)
+        own = rollout_advantages(group, objective)
         for rollouts in filter(None, (group.sketches, group.rollouts)):
-            completions += [rollout.completion for rollout in rollouts]
-            advantages.append(own)
-    return completions, torch.cat(advantages)
+            for rollout, advantage in zip(rollouts, own, strict=True):
+                completions += rollout.completions
+                advantages += [advantage] * len(rollout.completions)
+    return completions, torch.stack(advantages)
 
 
 def clipped_loss(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -101,7 +108,8 @@ def kl_estimate(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 def token_weights(completions: Sequence[Completion], reduction: str) -> torch.Tensor:
     """(completions,): the weight of each token of a completion, such that the weighted sum over all tokens is the mean.
 
-    "token": of all tokens alike; "sequence": over the completion first, so that a token of a short one counts for more.
+    "token": of all tokens alike; "sequence": over the completion first, so that a token of a short one counts for more. An agent's turn
+    is a completion.
     """
     lengths = torch.tensor([len(c.ids) for c in completions], dtype=torch.float32)
     return torch.ones_like(lengths) / lengths.sum() if reduction == "token" else 1 / (lengths * len(lengths))

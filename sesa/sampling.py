@@ -9,10 +9,17 @@
 The only difference between the samplers is what the history holds, so one loop, `_draw`, serves all. A group of G may be drawn as
 several lists that start anew every K ("sequential-K"); a list that starts anew at every draw, K = 1, is parallel sampling.
 
+An agent answers in turns, each an action that changes a state. There the sequence is drawn over actions, in the state where they are taken:
+
+    actions         a_j ~ π(· | s, a_1 .. a_{j-1})          up to k different actions at a state; the environment branches into each
+    iid_actions     a_j ~ π(· | s)                          the control: the same tree, but no proposal sees another
+
+A group never holds more than U = G trajectories. For `parallel` an agent plays G times from the start.
+
 The engine and the task come in from outside: this file knows no torch and no task.
 
 Not stated in what is known of the paper, and so our choice: an expansion sees its own sketch only; duplicates stay in the group as
-they come. Ours altogether: the sliding window, which shows the last W candidates instead of all, for lists longer than the context.
+they come; and of the tree who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all, for lists longer than the context.
 """
 
 from collections.abc import Sequence
@@ -21,21 +28,22 @@ from typing import Any
 
 from sesa.engines import Completion, Engine
 from sesa.runs import derive_seed
-from sesa.tasks import Grade, Task
+from sesa.tasks import Environment, Grade, Task
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to draw one group."""
 
-    group_size: int = 8  # G, candidates per problem
+    group_size: int = 8  # G, candidates per problem; of an agent at most so many trajectories, U
     list_length: int | None = None  # K, the list starts anew every K candidates; None: one list of G
     window: int | None = None  # W, only the last W candidates are shown; None: all
+    branch: int = 4  # k, an agent's proposals at a state, at most
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self):
-        for name in ("group_size", "list_length", "window"):
+        for name in ("group_size", "list_length", "window", "branch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Sampling.{name} must be at least 1, not {value}")
@@ -43,21 +51,36 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One candidate of a group, with all that it was conditioned on."""
+    """One candidate of a group, with all that it was conditioned on.
+
+    An agent's trajectory is one too: its reward is the sum over its turns, its key is their keys, and its completion is the last. A turn
+    is a rollout in turn: its history are the proposals that it saw.
+    """
 
     prompt: str  # the exact text before it, history included
+    plain: str  # the same without any history or sketch
     text: str
     history: tuple[str, ...]  # the candidates that it saw, oldest first
     position: int  # in its list, from 0
     key: str | None  # what makes two candidates the same; None: not a valid one
     reward: float
+    solved: bool  # whether it counts as right
     completion: Completion
     sketch: str | None = None  # the sketch that it expands
+    turns: "tuple[Rollout, ...]" = ()  # of an agent's trajectory
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """All that the policy wrote: one completion, or one per turn, each of whose prompts goes on from the one before."""
+        return tuple(turn.completion for turn in self.turns) or (self.completion,)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one problem, list after list in the order drawn; `sketches[i]` is what `rollouts[i]` grew from."""
+    """The G rollouts of one problem, list after list in the order drawn; `sketches[i]` is what `rollouts[i]` grew from.
+
+    Of an agent that branches: at most G trajectories.
+    """
 
     problem: Any
     rollouts: tuple[Rollout, ...]
@@ -66,6 +89,8 @@ class Group:
 
 def parallel(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
     """G independent draws per problem: y_i ~ π(· | x). The baseline; `cfg.list_length` is not used."""
+    if isinstance(task, Environment):
+        return _explore(engine, task, problems, cfg, seed, starts=cfg.group_size, branch=1, sees=False)
     return sequential(engine, task, problems, replace(cfg, list_length=1), seed)
 
 
@@ -82,10 +107,10 @@ def sesa(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, see
     """
 
     def ungraded(problem: Any, text: str) -> Grade:
-        return Grade(reward=0.0, key=task.sketch_key(problem, text))
+        return Grade(reward=0.0, key=task.sketch_key(problem, text), solved=False)
 
     stage_one = _draw(
-        engine, problems, cfg, derive_seed(seed, "sketch"), task.sketch_prompt, ungraded, task.stop, task.sketch_max_tokens
+        engine, problems, cfg, derive_seed(seed, "sketch"), task.sketch_prompt, ungraded, task.sketch_stop, task.sketch_max_tokens
     )
     pairs = [
         (problem, sketch) for problem, sketches in zip(problems, stage_one, strict=True) for sketch in sketches
@@ -104,11 +129,11 @@ def sesa(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, see
     for i, problem in enumerate(problems):
         mine = slice(i * cfg.group_size, (i + 1) * cfg.group_size)
         rollouts = tuple(
-            _rollout(problem, prompt, completion, task.grade, sketch=sketch.text)
+            _rollout(problem, prompt, task.prompt(problem), completion, task.grade, sketch=sketch.text)
             for prompt, completion, (_, sketch) in zip(prompts[mine], completions[mine], pairs[mine], strict=True)
         )
         sketches = tuple(
-            replace(sketch, reward=rollout.reward) for sketch, rollout in zip(stage_one[i], rollouts, strict=True)
+            replace(sketch, reward=rollout.reward, solved=rollout.solved) for sketch, rollout in zip(stage_one[i], rollouts, strict=True)
         )
         groups.append(Group(problem, rollouts, sketches))
     return groups
@@ -117,6 +142,18 @@ def sesa(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, see
 def iid_sketches(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
     """The control of `sesa`: the same two stages, but no sketch sees another."""
     return sesa(engine, task, problems, replace(cfg, list_length=1), seed)
+
+
+def actions(engine: Engine, task: Environment, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
+    """A tree of trajectories per problem: at a state up to k different actions, each proposed in view of those before it: a_j ~
+    π(· | s, a_1 .. a_{j-1}).  (The paper's sampling at the level of actions, with its cap U = `cfg.group_size` on trajectories.)
+    """
+    return _explore(engine, task, problems, cfg, seed, starts=1, branch=cfg.branch, sees=True)
+
+
+def iid_actions(engine: Engine, task: Environment, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
+    """The control of `actions`: the same tree, but no proposal sees another."""
+    return _explore(engine, task, problems, cfg, seed, starts=1, branch=cfg.branch, sees=False)
 
 
 def _draw(engine, problems, cfg, seed, prompt, grade, stop, max_tokens) -> list[list[Rollout]]:
@@ -144,19 +181,126 @@ def _draw(engine, problems, cfg, seed, prompt, grade, stop, max_tokens) -> list[
             share=[problems[p].id for p, _ in growing],
         )
         for (p, first), text, history, completion in zip(growing, prompts, histories, completions, strict=True):
-            drawn[p][first + position] = _rollout(problems[p], text, completion, grade, history=history, position=position)
+            plain = prompt(problems[p])
+            drawn[p][first + position] = _rollout(problems[p], text, plain, completion, grade, history=history, position=position)
     return drawn
 
 
-def _rollout(problem, prompt, completion, grade, *, history=(), position=0, sketch=None) -> Rollout:
+def _rollout(problem, prompt, plain, completion, grade, *, history=(), position=0, sketch=None) -> Rollout:
     given = grade(problem, completion.text)
     return Rollout(
         prompt=prompt,
+        plain=plain,
         text=completion.text,
         history=history,
         position=position,
         key=given.key,
         reward=given.reward,
+        solved=given.solved,
         completion=completion,
         sketch=sketch,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- agents
+
+
+@dataclass(frozen=True, slots=True)
+class _Trajectory:
+    """One that is still played, or has ended."""
+
+    problem: int  # its index
+    lineage: tuple[int, ...]  # the start, then of every turn which proposal it was: the trajectory's name, and the root of its chance
+    state: Any
+    text: str = ""  # all that stands before the next turn
+    plain: str = ""  # the same without the proposals of others
+    turns: tuple[Rollout, ...] = ()
+    done: bool = False
+
+
+def _explore(engine, task, problems, cfg, seed, starts, branch, sees) -> list[Group]:
+    """Plays all trajectories of all problems side by side, turn by turn, each branching as wide as `_widths` allows."""
+    live = [_Trajectory(p, (i,), task.reset(problem)) for p, problem in enumerate(problems) for i in range(starts)]
+    ended: list[_Trajectory] = []
+    while live:
+        after = []
+        widths = _widths(live, ended, [problem.id for problem in problems], cfg.group_size, branch, seed)
+        for trajectory, turns in zip(live, _propose(engine, task, problems, live, widths, cfg, seed, sees), strict=True):
+            keys = [turn.key for turn in turns]
+            # The first proposal is always taken, so that no trajectory is lost; others if they are valid, and new here.
+            for turn in turns[:1] + [t for i, t in enumerate(turns) if i and t.key is not None and t.key not in keys[:i]]:
+                after.append(_play(task, problems[trajectory.problem], trajectory, turn, seed))
+        ended += [t for t in after if t.done]
+        live = [t for t in after if not t.done]
+    groups = [[t for t in ended if t.problem == p] for p in range(len(problems))]
+    return [
+        Group(problem, tuple(_whole(t.turns) for t in sorted(group, key=lambda t: t.lineage)))
+        for problem, group in zip(problems, groups, strict=True)
+    ]
+
+
+def _widths(live: list[_Trajectory], ended: list[_Trajectory], ids: list[str], most: int, branch: int, seed: int) -> list[int]:
+    """How many proposals each trajectory may make now: one, and of the room left in its group what a fair deal gives it.
+
+    The room is dealt in rounds, one each, in an order drawn anew at every turn, until each has `branch` or nothing is left. What is dealt
+    to a proposal that turns out to be a repetition is room again at the next turn.
+    """
+    widths = [1] * len(live)
+    for p, problem_id in enumerate(ids):
+        mine = [i for i, t in enumerate(live) if t.problem == p]
+        room = most - len(mine) - sum(t.problem == p for t in ended)
+        turn = len(live[mine[0]].turns) if mine else 0
+        order = sorted(mine, key=lambda i: derive_seed(seed, "deal", problem_id, turn, *live[i].lineage))
+        for i in (order * (branch - 1))[: max(room, 0)]:
+            widths[i] += 1
+    return widths
+
+
+def _propose(engine, task, problems, live, widths, cfg, seed, sees) -> list[list[Rollout]]:
+    """Of every trajectory the turns that it proposes in its state, one after another; only if `sees` is set in view of those before."""
+    proposed: list[list[Rollout]] = [[] for _ in live]
+    for position in range(max(widths)):
+        asked = [i for i, width in enumerate(widths) if width > position]
+        histories = [tuple(turn.text for turn in proposed[i]) if sees else () for i in asked]
+        at = [(problems[live[i].problem], live[i]) for i in asked]
+        prompts = [t.text + task.observe(problem, t.state, h) for (problem, t), h in zip(at, histories, strict=True)]
+        completions = engine.generate(
+            prompts,
+            seeds=[derive_seed(seed, problem.id, *t.lineage, position) for problem, t in at],
+            stop=task.stop,
+            max_tokens=task.max_tokens,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            share=[problem.id for problem, _ in at],
+        )
+        for i, (problem, t), prompt, history, completion in zip(asked, at, prompts, histories, completions, strict=True):
+            plain, key = t.plain + task.observe(problem, t.state), task.action_key(problem, completion.text)
+            proposed[i].append(Rollout(prompt, plain, completion.text, history, position, key, 0.0, False, completion))
+    return proposed
+
+
+def _play(task: Environment, problem: Any, trajectory: _Trajectory, turn: Rollout, seed: int) -> _Trajectory:
+    """The trajectory with one turn more. What chance there is in the environment is its own: siblings slip differently."""
+    lineage = (*trajectory.lineage, turn.position)
+    step = task.step(problem, trajectory.state, turn.text, derive_seed(seed, "step", problem.id, *lineage))
+    turn = replace(turn, reward=step.reward, solved=step.solved)
+    written = turn.text + task.stop
+    return _Trajectory(
+        trajectory.problem, lineage, step.state, turn.prompt + written, turn.plain + written, (*trajectory.turns, turn), step.done
+    )
+
+
+def _whole(turns: tuple[Rollout, ...]) -> Rollout:
+    """The rollout that these turns make."""
+    keys = [turn.key for turn in turns]
+    return replace(
+        turns[-1],
+        prompt=turns[0].prompt,
+        plain=turns[0].plain,
+        text=" ".join(turn.text for turn in turns),
+        history=turns[0].history,
+        position=turns[0].position,
+        key=" ".join(key or "?" for key in keys) if any(keys) else None,
+        reward=sum(turn.reward for turn in turns),
+        turns=turns,
     )

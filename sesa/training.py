@@ -1,13 +1,7 @@
 """The training loop: sample -> grade -> advantages -> update. One process, CPU or one GPU.
 
-An *arm* says how groups are drawn and what is added to the objective:
-
-    parallel | sequential | sesa | iid_sketches        how (`sesa.sampling`)
-    +kl                                                a KL term to a reference policy, as in GRPO
-    +replay  +unique  +distill                         ours, not the paper's (`sesa.objective`)
-
-so "sesa+replay+unique" is the paper's two stages with warm-start texts replayed and duplicates penalised. All arms get equal rollouts,
-updates and optimiser. A run may name a second arm, `on_collapse`: the monitor of `sesa.collapse` then switches between the two.
+What is trained is an *arm* (`sesa.arms`): a way to draw groups, and what is added to the objective. A run may name a second arm,
+`on_collapse`: the monitor of `sesa.collapse` then switches between the two.
 
 A run is a folder: `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and `checkpoint.pt`. Every draw of chance is derived from
 (seed, arm, step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with
@@ -20,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,86 +23,23 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sesa import sampling
+from sesa.arms import Training
 from sesa.collapse import Monitor, probe
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.models import text_loss_backward
-from sesa.objective import Objective, clipped_loss, kl_estimate, token_weights, with_advantages
+from sesa.objective import clipped_loss, kl_estimate, rollout_advantages, token_weights, with_advantages
 from sesa.packing import Packed, pack, packed_logprobs
 from sesa.records import fingerprint, sources_behind
 from sesa.runs import derive_seed, differing, finish_the_step, hash_of, progress, write_atomic
-from sesa.sampling import Group, Sampling
+from sesa.sampling import Group
 from sesa.tasks import Task
 
-SAMPLERS = {f.__name__: f for f in (sampling.parallel, sampling.sequential, sampling.sesa, sampling.iid_sketches)}
-ADDITIONS = {"kl": {"kl": 0.1}, "replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
 REPLAY_TEXTS = 32  # warm-start texts replayed per update
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on. The last checkpoint is good."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named."""
-
-    arm: str = "parallel"
-    on_collapse: str | None = None  # the arm to go on with while the monitor says that the policy has collapsed
-    steps: int = 200  # RAGEN: 200
-    problems_per_step: int = 16  # RAGEN: 8
-    group_size: int = 8  # RAGEN: 16
-    temperature: float = 1.0  # RAGEN: 1
-    updates: int = 2  # of the weights, from one set of rollouts
-    learning_rate: float = 5e-4  # for a tiny LM; found in prototypes
-    max_grad_norm: float = 1.0
-    filter_groups: bool = False  # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
-    micro_batch: int = 256  # sequences in one forward pass; lower it when memory runs out. It does not change the result
-    probe_every: int = 10
-    checkpoint_every: int = 25
-    objective: Objective = field(default_factory=Objective)
-    monitor: Monitor = field(default_factory=Monitor)  # for on_collapse
-
-    def __post_init__(self):
-        for arm in filter(None, (self.arm, self.on_collapse)):
-            sampler, *additions = arm.split("+")
-            if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
-                raise ValueError(f"no arm {arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
-        for name in ("steps", "problems_per_step", "group_size", "updates", "micro_batch", "probe_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Training.{name} must be at least 1, not {getattr(self, name)}")
-
-    @property
-    def sampler(self):
-        """The function of `sesa.sampling` that draws the groups."""
-        return SAMPLERS[self.arm.split("+")[0]]
-
-    @property
-    def two_stages(self) -> bool:
-        """Whether a solution grows from a sketch."""
-        return self.sampler in (sampling.sesa, sampling.iid_sketches)
-
-    @property
-    def independent(self):
-        """How the arm's policy answers without a history: in one stage or two, as it was trained."""
-        return sampling.iid_sketches if self.two_stages else sampling.parallel
-
-    @property
-    def full_objective(self) -> Objective:
-        """The objective with what the arm adds."""
-        added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
-        return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
-
-    def root(self, seed: int, step: int) -> int:
-        """The seed that all chance of a step is derived from."""
-        return derive_seed(seed, self.arm, step)
-
-    def choose(self, problems: Sequence[Any], root: int) -> list[Any]:
-        """The problems of a step: `problems_per_step` of them, or all if they are fewer, in random order, none twice."""
-        rng = np.random.default_rng(derive_seed(root, "problems"))
-        size = min(self.problems_per_step, len(problems))
-        return [problems[i] for i in rng.choice(len(problems), size=size, replace=False)]
 
 
 def train(
@@ -120,18 +51,22 @@ def train(
     seed: int,
     folder: Path,
     reference: PreTrainedModel | None = None,
+    probe_on: Sequence[Any] | None = None,
 ) -> pd.DataFrame:
     """Trains `model` in place, or goes on where the run in `folder` stopped; returns its metrics, one row a step.
 
     Args:
         problems: what to draw from, `config.problems_per_step` a step, without replacement within a step.
         reference: the policy that the KL term holds on to; needed when its weight is not 0.
+        probe_on: the problems that the policy is probed on, such as held-out ones; None: those of training.
 
     Raises:
         TrainingError: the loss or gradient is no number; memory ran out; the folder holds another run.
         KeyboardInterrupt: after Ctrl-C, when the step is done and saved.
     """
     arms = [replace(config, arm=arm) for arm in (config.arm, config.on_collapse or config.arm)]  # as it is, and when collapsed
+    for arm in arms:
+        arm.suit(task)
     if any(c.full_objective.kl for c in arms) and reference is None:
         raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -139,12 +74,12 @@ def train(
     state = _resume(folder, identity, model, optimizer, config)
     if state["step"] == config.steps:
         return pd.DataFrame(state["metrics"])
-    engine = LocalEngine(model, tokenizer)
+    engine, probe_on = LocalEngine(model, tokenizer), problems if probe_on is None else probe_on
     with progress(config.steps, f"{config.arm}, seed {seed}") as bar, finish_the_step() as interrupted:
         bar.update(state["step"])
         for step in range(state["step"], config.steps):
             try:
-                metrics, seconds = _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state)
+                metrics, seconds = _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, reference, state)
             except torch.OutOfMemoryError as e:
                 hint = f"lower micro_batch (now {config.micro_batch}) or problems_per_step (now {config.problems_per_step})"
                 raise TrainingError(f"out of memory in step {step}: {hint}. The last checkpoint is good: {e}") from e
@@ -163,7 +98,7 @@ def train(
     return pd.DataFrame(state["metrics"])
 
 
-def _step(model, engine, task, problems, arms, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
+def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
     """One set of rollouts and the updates from it; returns metrics, and seconds by phase."""
     config = arms[0]
     root = config.root(seed, step)
@@ -171,17 +106,16 @@ def _step(model, engine, task, problems, arms, seed, step, optimizer, reference,
     metrics: dict[str, Any] = {"step": step}
     start = time.perf_counter()
     if step % config.probe_every == 0:
-        metrics |= probe(engine, task, problems, derive_seed(root, "probe"), temperature=config.temperature, sampler=config.independent)
+        metrics |= probe(engine, task, probe_on, derive_seed(root, "probe"), temperature=config.temperature, sampler=config.independent)
         if config.on_collapse:
             config = arms[state["monitor"].see(metrics["ratio"])]
     elif config.on_collapse:
         config = arms[state["monitor"].collapsed]
     metrics["arm"] = config.arm
     probed = time.perf_counter()
-    draw = Sampling(config.group_size, temperature=config.temperature)
-    groups = config.sampler(engine, task, chosen, draw, derive_seed(root, "rollouts"))
+    groups = config.sampler(engine, task, chosen, config.sampling, derive_seed(root, "rollouts"))
     sampled = time.perf_counter()
-    state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.reward > 0}
+    state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.solved}
     metrics |= describe(groups) | {"found": len(state["found"])}
     learnt_from = [g for g in groups if len({r.reward for r in g.rollouts}) > 1] if config.filter_groups else groups
     if learnt_from:
@@ -193,13 +127,16 @@ def _step(model, engine, task, problems, arms, seed, step, optimizer, reference,
 def describe(groups: Sequence[Group]) -> dict[str, float]:
     """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, a count of tokens."""
     rollouts = [r for group in groups for r in group.rollouts]
-    completions = [r.completion for group in groups for r in (*group.sketches, *group.rollouts)]
-    repeated = np.array([[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups])
+    completions = [c for group in groups for r in (*group.sketches, *group.rollouts) for c in r.completions]
+    repeated = [[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups]
+    places = range(1, min(map(len, repeated)))  # a tree may have fewer trajectories than another
     return {
         "reward": float(np.mean([r.reward for r in rollouts])),
+        "solved": float(np.mean([r.solved for r in rollouts])),
+        "rollouts": len(rollouts),
         "frac_reward_zero_std": float(np.mean([len({r.reward for r in group.rollouts}) == 1 for group in groups])),
-        "rollout_duplicates": float(repeated.mean()),
-        **{f"duplicates@{i + 1}": float(share) for i, share in enumerate(repeated.mean(0)) if i},  # by place in the group
+        "rollout_duplicates": float(np.mean(sum(repeated, []))),
+        **{f"duplicates@{i + 1}": float(np.mean([row[i] for row in repeated])) for i in places},
         "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
         "completion_tokens": sum(len(c.ids) for c in completions),
     }
@@ -209,7 +146,7 @@ def _update(model, engine, task, groups, config, root, optimizer, reference) -> 
     objective = config.full_objective
     completions, advantages = with_advantages(groups, objective)
     sequences = pack(completions)
-    extra = _without_history(engine, task, groups, advantages) if objective.distill else ([], torch.empty(0))
+    extra = _without_history(engine, groups, objective) if objective.distill else ([], torch.empty(0))
     totals: dict[str, float] = {}
     for update in range(config.updates):
         optimizer.zero_grad()
@@ -260,17 +197,14 @@ def _policy_backward(model, completions, advantages, sequences, config, objectiv
     return sums
 
 
-def _without_history(engine, task, groups, advantages) -> tuple[list[Completion], torch.Tensor]:
+def _without_history(engine, groups, objective) -> tuple[list[Completion], torch.Tensor]:
     """The better candidates of every group as if drawn without a history, with their advantages."""
-    kept, weights, start = [], [], 0
+    kept, weights = [], []
     for group in groups:
-        start += len(group.sketches)
-        prompt_ids = tuple(engine.encode(task.prompt(group.problem)))
-        for rollout, advantage in zip(group.rollouts, advantages[start:], strict=False):
-            if advantage > 0 and (rollout.history or rollout.sketch is not None):
-                kept.append(replace(rollout.completion, prompt_ids=prompt_ids))
-                weights.append(advantage)
-        start += len(group.rollouts)
+        for rollout, advantage in zip(group.rollouts, rollout_advantages(group, objective), strict=True):
+            turns = [turn for turn in rollout.turns or (rollout,) if advantage > 0 and turn.prompt != turn.plain]
+            kept += [replace(turn.completion, prompt_ids=tuple(engine.encode(turn.plain))) for turn in turns]
+            weights += [advantage] * len(turns)
     return kept, torch.tensor(weights)
 
 

@@ -55,7 +55,7 @@ class Coin:
         return problem.id
 
     def grade(self, problem, text):
-        return Grade(float(text == "right"), text if text != "?" else None)
+        return Grade(float(text == "right"), text if text != "?" else None, text == "right")
 
     def generate(self, prompts, *, seeds, **_):
         return [Completion(self.answer(float(p), np.random.default_rng(s).random()), True) for p, s in zip(prompts, seeds, strict=True)]

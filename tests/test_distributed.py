@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sesa import distributed, training
+from sesa.arms import ONE_TURN, Training
 from sesa.distributed import Rollouts, main, make_trainer, train
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
@@ -22,9 +23,8 @@ from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
-from sesa.tasks import Grade
 from sesa.tasks.paths import PathConfig, PathTask
-from sesa.training import SAMPLERS, Training, TrainingError, _policy_backward
+from sesa.training import TrainingError, _policy_backward
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -38,7 +38,7 @@ class Lengths(PathTask):
         super().__init__(PathConfig(provinces=4, cities=4, districts=4, maps=6, exponent=2.0))
 
     def grade(self, problem, text):
-        return Grade(float((len(text) + len(problem.id)) % 3), super().grade(problem, text).key)
+        return replace(super().grade(problem, text), reward=float((len(text) + len(problem.id)) % 3))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def moved(model):
 # ------------------------------------------------------------------------------------------------- two trainers, one truth
 
 
-@pytest.mark.parametrize("arm", [*SAMPLERS, "sequential+unique", "sesa+unique+kl", "sequence"])
+@pytest.mark.parametrize("arm", [*(f.__name__ for f in ONE_TURN), "sequential+unique", "sesa+unique+kl", "sequence"])
 def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
     """Same rollouts, same advantages; with gradient accumulation, ratios that are clipped, and KL."""
     task, folder = taught

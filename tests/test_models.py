@@ -48,7 +48,7 @@ def test_word_tokenizer_round_trip(words, data):
 
 
 def test_unknown_words():
-    tokenizer = word_tokenizer(["Hunan", "/Changsha", "Hunan"])
+    tokenizer = word_tokenizer(["Hunan", "/Changsha", "Hunan"], PathTask.token_pattern)
     assert len(tokenizer) == 6  # <pad>, <unk>, line end, blank and each word once
     assert tokenizer.encode("Hunan/Changsha Hubei/Changsha\nHunan/Wuhan") == [4, 5, 3, 1, 5, 2, 4, 1]
     assert tokenizer.encode("Changsha //") == [1, 3, 1, 1]

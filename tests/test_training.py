@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sesa import training
+from sesa.arms import ONE_TURN, SAMPLERS, Training
 from sesa.collapse import Monitor
 from sesa.engines.local import LocalEngine
 from sesa.models import TinyConfig, WarmStart, text_loss_backward, tiny_lm
@@ -22,7 +23,7 @@ from sesa.packing import pack
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathConfig, PathTask
-from sesa.training import REPLAY_TEXTS, SAMPLERS, Training, TrainingError, _policy_backward, _update, run_folder, train
+from sesa.training import REPLAY_TEXTS, TrainingError, _policy_backward, _update, run_folder, train
 
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 QUICK = Training(steps=4, problems_per_step=3, group_size=4, probe_every=2, checkpoint_every=1, learning_rate=3e-3)
@@ -52,7 +53,7 @@ def gradient(model):
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
-@pytest.mark.parametrize("arm", SAMPLERS)
+@pytest.mark.parametrize("arm", [f.__name__ for f in ONE_TURN])
 def test_packed_gradient_is_that_of_rows_one_by_one(fresh, arm, reduction):
     """The definition, written out: every completion in a forward pass of its own, PPO's loss per token, the mean."""
     task, model, tokenizer = fresh

@@ -168,7 +168,8 @@ class PathConfig:
 class PathTask:
     """The world of a `PathConfig`: its tree, prior, maps (`problems`), prompts and grader. For the members see `sesa.tasks.Task`."""
 
-    stop = "\n"
+    stop = sketch_stop = "\n"
+    token_pattern = r"\n| |/?[^\s/]+|/"
 
     def __init__(self, config: PathConfig = PathConfig()):
         self.config = config
@@ -197,7 +198,8 @@ class PathTask:
 
     def grade(self, problem: Map, text: str) -> Grade:
         key = self._place(text, 3)
-        return Grade(reward=float(key in problem.treasures), key=key)
+        found = key in problem.treasures
+        return Grade(reward=float(found), key=key, solved=found)
 
     def sketch_key(self, problem: Map, text: str) -> str | None:
         return self._place(text, self.config.sketch_level)

@@ -1,0 +1,283 @@
+"""The tree of actions: its cap, its deal, its branches, and what training sees of it."""
+
+import copy
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sesa.arms import SAMPLERS, Training
+from sesa.engines import Completion
+from sesa.engines.local import LocalEngine
+from sesa.models import word_tokenizer
+from sesa.objective import Objective, with_advantages
+from sesa.packing import pack, packed_logprobs
+from sesa.runs import derive_seed
+from sesa.sampling import Sampling, actions, iid_actions, parallel
+from sesa.tasks import Environment, Step
+from sesa.tasks.paths import PathTask
+from sesa.training import _without_history, describe, train
+from tests.conftest import random_llama
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+
+
+class Walk:
+    """Ends after `length` turns, or by "a"; every turn adds what its text is worth, and a slip of 0 or 10. With a "z" it is no action."""
+
+    stop, max_tokens, words, token_pattern, config = "\n", 2, list("abcdefghij:.0123456789pq"), r"[\s\S]", ""
+
+    def __init__(self, length=4, slips=True):
+        self.length, self.slips, self.problems = length, slips, [Problem("p"), Problem("q")]
+
+    def reset(self, problem):
+        return (3,)
+
+    def observe(self, problem, state, proposals=()):
+        return f"{problem.id}{state[-1] % 10}:\n" + "".join(f"{p}\n" for p in proposals)
+
+    def action_key(self, problem, text):
+        return None if "z" in text else text
+
+    def step(self, problem, state, text, seed):
+        gain = sum(map(ord, text)) % 10
+        slip = 10 * int(np.random.default_rng(seed).integers(2)) if self.slips else 0
+        state = (*state, state[-1] + gain + slip)
+        return Step(state, gain / 10, len(state) > self.length or text == "a", gain > 4)
+
+
+class Dice:
+    """An engine that proposes one of `faces` actions, whatever stands before; keeps the calls."""
+
+    def __init__(self, faces="abcdef"):
+        self.faces, self.calls = faces, []
+
+    def generate(self, prompts, *, seeds, stop, max_tokens, temperature=1.0, top_p=1.0, share=None):
+        self.calls.append(list(prompts))
+        assert len(prompts) == len(seeds) == len(share) > 0 and len(set(seeds)) == len(seeds)
+        return [Completion(self.faces[np.random.default_rng(s).integers(len(self.faces))], True) for s in seeds]
+
+
+WALK = Walk()
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**20))
+
+
+def test_the_walk_is_an_environment_and_paths_are_not():
+    assert isinstance(WALK, Environment) and not isinstance(PathTask(), Environment)
+
+
+@settings(deadline=None)
+@given(sizes, st.sampled_from([parallel, actions, iid_actions]), st.sampled_from(["abcdef", "bcz", "b"]))
+def test_never_more_than_u_and_every_trajectory_replays_to_its_own_return(size, sampler, faces):
+    u, k, length, seed = size
+    task = Walk(length)
+    groups = sampler(Dice(faces), task, task.problems, Sampling(u, branch=k), seed)
+    for problem, group in zip(task.problems, groups, strict=True):
+        assert 1 <= len(group.rollouts) <= u
+        for rollout in group.rollouts:
+            state, text, plain, lineage = task.reset(problem), "", "", None
+            for number, turn in enumerate(rollout.turns):
+                assert turn.prompt == text + task.observe(problem, state, turn.history)
+                assert turn.plain == plain + task.observe(problem, state)
+                assert len(turn.history) == (turn.position if sampler is actions else 0) < k
+                start = group.rollouts.index(rollout) if sampler is parallel else 0
+                lineage = (start,) if lineage is None else lineage
+                lineage += (turn.position,)
+                step = task.step(problem, state, turn.text, derive_seed(seed, "step", problem.id, *lineage))
+                assert (turn.reward, turn.solved) == (step.reward, step.solved)
+                assert step.done == (number == len(rollout.turns) - 1)
+                state, text, plain = step.state, turn.prompt + turn.text + "\n", turn.plain + turn.text + "\n"
+            assert rollout.reward == pytest.approx(sum(turn.reward for turn in rollout.turns))
+            assert rollout.solved == rollout.turns[-1].solved
+            assert rollout.completions == tuple(turn.completion for turn in rollout.turns)
+            keys = [turn.key for turn in rollout.turns]
+            assert rollout.key == (None if set(keys) == {None} else " ".join(k or "?" for k in keys))
+
+
+@settings(deadline=None)
+@given(sizes)
+def test_siblings_take_different_valid_actions_and_share_all_before(size):
+    u, k, length, seed = size
+    (group,) = actions(Dice("abczz"), Walk(length), [Problem("p")], Sampling(u, branch=k), seed)
+    children = {}
+    for rollout in group.rollouts:
+        for i, turn in enumerate(rollout.turns):
+            children.setdefault(tuple(id(t.completion) for t in rollout.turns[:i]), {})[id(turn.completion)] = turn
+    for siblings in children.values():
+        turns = sorted(siblings.values(), key=lambda t: t.position)
+        assert turns[0].position == 0 and len(turns) <= k
+        keys = [t.key for t in turns]
+        assert len(set(keys)) == len(keys) and None not in keys[1:]
+
+
+def test_parallel_plays_u_times_from_the_start_and_never_branches():
+    engine = Dice()
+    groups = parallel(engine, WALK, WALK.problems, Sampling(5, branch=4), 1)
+    assert [len(g.rollouts) for g in groups] == [5, 5]
+    assert len(engine.calls) <= 4 and len(engine.calls[0]) == 10
+    assert {t.position for g in groups for r in g.rollouts for t in r.turns} == {0}
+
+
+class Talk(Dice):
+    """Proposes what is not among the proposals that it is shown, in order."""
+
+    def generate(self, prompts, *, seeds, stop, max_tokens, temperature=1.0, top_p=1.0, share=None):
+        self.calls.append(list(prompts))
+        return [Completion("bcdefgh"[p.split(":\n")[-1].count("\n")], True) for p in prompts]
+
+
+def test_a_tree_by_hand():
+    """U = 5, k = 3: the root branches in three; of the two left at the next turn each goes to another one, by the deal."""
+    engine = Talk()
+    (group,) = actions(engine, Walk(2, slips=False), [Problem("p")], Sampling(5, branch=3), 7)
+    paths = sorted(r.key for r in group.rollouts)
+    assert len(paths) == 5 and Counter(p[0] for p in paths).most_common()[-1][1] == 1
+    assert {p[0] for p in paths} == {"b", "c", "d"} and set(Counter(p[0] for p in paths).values()) <= {1, 2}
+    assert engine.calls[:3] == [["p3:\n"], ["p3:\nb\n"], ["p3:\nb\nc\n"]]
+    third = next(r for r in group.rollouts if r.key == "d b")
+    assert third.turns[1].prompt == "p3:\nb\nc\nd\np3:\n" and third.turns[1].plain == "p3:\nd\np3:\n"
+    assert [t.completion for r in group.rollouts for t in r.turns[:1]].count(third.turns[0].completion) in (1, 2)
+
+
+def test_the_control_sees_no_proposal():
+    engine = Dice("abcdef")
+    iid_actions(engine, WALK, WALK.problems, Sampling(6, branch=3), 2)
+    assert all(prompt.count("\n") % 2 == 1 for call in engine.calls for prompt in call)  # states and actions in turn, a state last
+
+
+def test_the_deal_is_fair():
+    """Over many seeds each of three trajectories gets the one place that is left equally often."""
+    seen = Counter()
+    for seed in range(600):
+        (group,) = actions(Talk(), Walk(2, slips=False), [Problem("p")], Sampling(4, branch=3), seed)
+        first = Counter(r.key[0] for r in group.rollouts)
+        seen[first.most_common(1)[0][0]] += 1
+    assert set(seen) == {"b", "c", "d"}
+    assert all(abs(n - 200) < 4 * (600 * 2 / 9) ** 0.5 for n in seen.values())
+
+
+def test_slips_differ_between_siblings_and_are_the_same_again():
+    task = Walk(1)
+
+    def ends(seed):
+        return [t.turns[-1].reward for t in actions(Talk(), task, task.problems[:1], Sampling(6, branch=6), seed)[0].rollouts]
+
+    drawn = [derive_seed(3, "step", "p", 0, j) for j in range(6)]
+    slips = {int(np.random.default_rng(s).integers(2)) for s in drawn}
+    assert slips == {0, 1}
+    assert ends(3) == ends(3)
+
+
+def test_a_step_leaves_the_state_that_it_came_from():
+    """Branching cannot leak: the tree only ever hands on values."""
+    seen = []
+
+    class Watched(Walk):
+        def step(self, problem, state, text, seed):
+            seen.append((state, copy.deepcopy(state)))
+            return super().step(problem, state, text, seed)
+
+    task = Watched(3)
+    actions(Dice(), task, task.problems, Sampling(8, branch=3), 0)
+    assert len(seen) > 10 and all(state == before for state, before in seen)
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture()
+def walking():
+    tokenizer = word_tokenizer(Walk.words, Walk.token_pattern)
+    return Walk(3), random_llama(len(tokenizer)), tokenizer
+
+
+@pytest.mark.parametrize("sampler", [parallel, actions, iid_actions])
+def test_packed_logprobs_of_trajectories_are_those_of_sampling(walking, sampler, reference):
+    """One sequence per trajectory, only what the policy wrote is owned, each token in the context that it was drawn in."""
+    task, model, tokenizer = walking
+    groups = sampler(LocalEngine(model, tokenizer), task, task.problems, Sampling(6, branch=3), 4)
+    completions, advantages = with_advantages(groups, Objective(normalize=False))
+    sequences = pack(completions)
+    assert len(sequences) == sum(len(g.rollouts) for g in groups) > 6
+    scores = packed_logprobs(model, sequences)
+    torch.testing.assert_close(scores.logprobs, torch.cat([torch.tensor(c.logprobs) for c in completions]), atol=1e-4, rtol=1e-4)
+    for c in completions[:5]:
+        expected = reference(model, c.prompt_ids, c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected.float().detach(), atol=1e-4, rtol=1e-4)
+    expected = [r.reward - np.mean([q.reward for q in g.rollouts]) for g in groups for r in g.rollouts for _ in r.turns]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_distillation_shows_the_turns_without_proposals(walking):
+    task, model, tokenizer = walking
+    engine = LocalEngine(model, tokenizer)
+    groups = actions(engine, task, task.problems, Sampling(8, branch=4), 1)
+    kept, weights = _without_history(engine, groups, Objective())
+    expected = []
+    for g in groups:
+        rewards = np.array([r.reward for r in g.rollouts])
+        a = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+        expected += [(t.plain, t.text, x) for r, x in zip(g.rollouts, a, strict=True) for t in r.turns if x > 0 and t.prompt != t.plain]
+    assert len(expected) > 3
+    assert [tokenizer.decode(c.prompt_ids) for c in kept] == [plain for plain, _, _ in expected]
+    assert [c.text for c in kept] == [text for _, text, _ in expected]
+    assert weights.tolist() == pytest.approx([x for *_, x in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["parallel", "actions+distill", "iid_actions+unique"])
+def test_an_agent_learns_and_a_killed_run_ends_the_same(walking, tmp_path, arm):
+    """The reward of a walk is the sum of its actions: 25 steps raise it. Stopped in the middle, it ends with the same weights."""
+    task, model, tokenizer = walking
+    config = Training(arm=arm, steps=25, problems_per_step=2, group_size=8, branch=3, learning_rate=5e-3, checkpoint_every=10, probe_every=5)
+    again = copy.deepcopy(model)
+
+    class Killed(Exception):
+        pass
+
+    class Counted(Walk):
+        calls, limit = 0, math.inf
+
+        def reset(self, problem):
+            type(self).calls += 1
+            if self.calls > self.limit:
+                raise Killed
+            return super().reset(problem)
+
+    Counted.__name__ = "Walk"
+    metrics = train(model, tokenizer, Counted(3), task.problems, config, 0, tmp_path / "a")
+    assert metrics["reward"].tail(5).mean() > metrics["reward"].head(3).mean() + 0.3
+    assert (metrics["rollouts"] <= 16).all()
+
+    Counted.calls, Counted.limit = 0, Counted.calls * 0.6
+    with pytest.raises(Killed):
+        train(copy.deepcopy(again), tokenizer, Counted(3), task.problems, config, 0, tmp_path / "b")
+    resumed = train(again, tokenizer, task, task.problems, config, 0, tmp_path / "b")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    resumed.equals(metrics)
+
+
+def test_describe_counts_turns_and_uneven_groups(walking):
+    task, model, tokenizer = walking
+    groups = actions(LocalEngine(model, tokenizer), task, task.problems, Sampling(8, branch=2), 3)
+    seen = describe(groups)
+    assert seen["rollouts"] == sum(len(g.rollouts) for g in groups)
+    assert seen["completion_tokens"] == sum(len(t.completion.ids) for g in groups for r in g.rollouts for t in r.turns)
+    assert seen["solved"] == pytest.approx(np.mean([r.solved for g in groups for r in g.rollouts]))
+
+
+@pytest.mark.parametrize(("arm", "task"), [("sesa", Walk()), ("sequential+kl", Walk()), ("actions", PathTask())])
+def test_an_arm_that_does_not_suit_the_task_is_refused(arm, task):
+    with pytest.raises(ValueError, match=f"{arm.split('+')[0]}.* cannot answer {type(task).__name__}: take one of parallel"):
+        Training(arm=arm).suit(task)
+
+
+def test_all_samplers_are_arms():
+    assert set(SAMPLERS) == {"parallel", "sequential", "sesa", "iid_sketches", "actions", "iid_actions"}
