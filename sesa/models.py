@@ -45,6 +45,7 @@ class WarmStart:
     steps: int = 600
     batch_size: int = 96
     learning_rate: float = 3e-3
+    micro_batch: int = 12  # texts in one forward pass: many of short ones, few of long ones
 
 
 class Teacher(Protocol):
@@ -119,7 +120,7 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
     with progress(warm_start.steps, f"warm start, seed {seed}") as bar:
         for step in range(warm_start.steps):
             texts = task.warm_start_texts(rng, warm_start.batch_size)
-            loss = text_loss_backward(model, tokenizer, texts)
+            loss = text_loss_backward(model, tokenizer, texts, micro_batch=warm_start.micro_batch)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
@@ -131,7 +132,7 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
 
 
 def text_loss_backward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], weight: float = 1.0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], weight: float = 1.0, micro_batch: int = 12
 ) -> float:
     """Adds the gradient of `weight` times the mean cross-entropy (nats) of all completion tokens; returns that mean.
 
@@ -145,8 +146,8 @@ def text_loss_backward(
         rows.append((sum(pieces, []), [bool(i % 2) for i, piece in enumerate(pieces) for _ in piece]))
     rows.sort(key=lambda row: len(row[0]))
     total, mean = sum(sum(marks) for _, marks in rows), 0.0
-    for start in range(0, len(rows), 12):
-        part = rows[start : start + 12]
+    for start in range(0, len(rows), micro_batch):
+        part = rows[start : start + micro_batch]
         width = len(part[-1][0])
         ids = torch.full((len(part), width), tokenizer.pad_token_id)
         taught = torch.zeros(len(part), width, dtype=torch.bool)

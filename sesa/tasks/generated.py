@@ -75,10 +75,20 @@ class Generated(ABC):
         """A random problem, of any split."""
 
     def sample(self, split: str, rng: np.random.Generator) -> Any:
-        """A random problem of this split."""
-        while split_of((problem := self.generate(rng)).id) != split:
-            pass
-        return problem
+        """A random problem of this split.
+
+        Raises:
+            ValueError: none was found among 1,000.
+        """
+        for _ in range(1000):
+            problem = self.generate(rng)
+            if split_of(problem.id) == split:
+                return problem
+        raise ValueError(f"{type(self).__name__} seems to have no {split} problem of this kind: make it larger ({self.config})")
+
+    def need_compact(self) -> None:
+        if self.config.form != "compact":
+            raise ValueError("demonstrations are written in the compact form only: make the task with form='compact'")
 
     def _different(self, split: str, n: int) -> list[Any]:
         """n different problems of this split.
@@ -104,6 +114,11 @@ class PuzzleConfig(GeneratedConfig):
     exponent: float = 1.0  # of the favourites among sketches: the r-th has a probability in proportion to r^-exponent
     list_share: float = 0.3  # of the warm start's texts: lists of solutions
     sketch_share: float = 0.1  # lists of sketches; the rest are expansions
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.list_share, self.sketch_share) < 0 or self.list_share + self.sketch_share > 1:
+            raise ValueError(f"list_share and sketch_share are shares of all texts, together at most 1: {self}")
 
 
 class Puzzle(Generated):
@@ -133,7 +148,8 @@ class Puzzle(Generated):
 
     @abstractmethod
     def attempt(self, problem: Any, sketch: str, rng: np.random.Generator) -> str:
-        """A solution in the compact form that follows `sketch`; right, if the sketch allows it, with probability `config.skill`."""
+        """A solution in the compact form that follows `sketch`; if the sketch allows it, right with probability `config.skill`,
+        else wrong."""
 
     @abstractmethod
     def grade(self, problem: Any, text: str) -> Grade: ...
@@ -163,7 +179,12 @@ class Puzzle(Generated):
         return chatml(SYSTEM, ("user", f"{self.instruction}\n\n{self.question(problem)}\n\nFollow this outline: {sketch}"))
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
-        """n texts (prompt, completion), in the compact form: lists of different solutions, lists of different sketches, expansions."""
+        """n texts (prompt, completion), in the compact form: lists of different solutions, lists of different sketches, expansions.
+
+        Raises:
+            ValueError: the task has the chat form, for which there are no demonstrations.
+        """
+        self.need_compact()
         return [self._text(self.sample("warm start", rng), rng) for _ in range(n)]
 
     def _text(self, problem: Any, rng: np.random.Generator) -> tuple[str, ...]:
@@ -269,8 +290,13 @@ class Agent(Generated):
         return Step(after, reward + (INVALID if wanted is None else 0.0), over, solved)
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
-        """n trajectories in the compact form, each (seen, done, seen, done, ...): the places where an agent comes that takes the best
-        action with probability `config.skill` and else any; at each a list of one or more different actions, of which the last is taken."""
+        """n trajectories in the compact form, each (seen, done, seen, done, ...): at every place a list of different actions, half of the
+        time of one alone. The first is the best with probability `config.skill`, else another; the last is taken, as a branch does.
+
+        Raises:
+            ValueError: the task has the chat form, for which there are no demonstrations.
+        """
+        self.need_compact()
         return [self._trajectory(self.sample("warm start", rng), rng) for _ in range(n)]
 
     def _trajectory(self, problem: Any, rng: np.random.Generator) -> tuple[str, ...]:
