@@ -1,6 +1,6 @@
 """What the training notebooks share: a policy trained by an arm from a warm start, and what it is like on problems not trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.arms import Training
 from sesa.engines.local import LocalEngine
-from sesa.metrics import distinct_fraction, pass_at_k
+from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k
 from sesa.models import TinyConfig, WarmStart, tiny_lm
 from sesa.runs import derive_seed, home
-from sesa.sampling import Group, Sampling
+from sesa.sampling import Group, Sampling, parallel
 from sesa.training import run_folder, train
 
 
@@ -46,8 +46,19 @@ def probes(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[metrics["pass@1"].notna()].drop(columns=["loss", "grad_norm"], errors="ignore").rename(columns={"arm": "active arm"}).round(6)
 
 
+def independent(arm: str) -> Callable:
+    """The sampler by which a policy that was trained by this arm answers without a history; of the warm start it is `parallel`."""
+    return parallel if arm == "warm start" else Training(arm).independent
+
+
+def rate_scores(table: pd.DataFrame, by: str = "rate") -> pd.DataFrame:
+    """Of a search: a row per arm, a column per value of `by`: the mean of pass@1 and pass@16 over the last three probes."""
+    last = table[table["step"].isin(sorted(table["step"].unique())[-3:])]
+    return last.assign(score=(last["pass@1"] + last["pass@16"]) / 2).pivot_table(index="arm", columns=by, values="score", sort=False)
+
+
 def answers(model, tokenizer, task: Any, sampler: Callable, seed: int, samples: int, temperature: float = 1.0) -> list[Group]:
-    """`samples` answers to every held-out problem. For independent ones of an arm `sampler` is `Training(arm).independent`."""
+    """`samples` answers to every held-out problem."""
     cfg = Sampling(group_size=samples, temperature=temperature)
     return sampler(LocalEngine(model, tokenizer), task, task.held_out, cfg, derive_seed(seed, "evaluation", str(temperature)))
 
@@ -73,3 +84,33 @@ def strategies(task: Any, groups: list[Group]) -> pd.DataFrame:
             follows = r.sketch is not None and strategy is not None and strategy == task.sketch_key(group.problem, r.sketch)
             rows.append({"strategy": strategy or "(none)", "used": 1, "right": int(r.solved), "follows": int(follows)})
     return pd.DataFrame(rows).groupby("strategy").sum().sort_values("used", ascending=False, kind="stable").reset_index()
+
+
+def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "arm") -> pd.DataFrame:
+    """Of every arm the means of the columns with 95% intervals, over seeds and problems: a row per arm, columns (column, mean|low|high).
+
+    `table` has a row per arm, seed and problem. Where each seed has problems of its own, intervals err to the wide side.
+    """
+    rows = {}
+    for arm, part in table.groupby(by, sort=False):
+        values = {c: bootstrap_interval(part.pivot(index="seed", columns="problem", values=c)) for c in columns}
+        rows[arm] = {(c, end): v for c, triple in values.items() for end, v in zip(("mean", "low", "high"), triple, strict=True)}
+    return pd.DataFrame(rows).T
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A `summary` as text: 0.25 [0.20, 0.31]."""
+    return pd.DataFrame({c: [f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in table[c].to_numpy()] for c in dict(table.columns)}, table.index)
+
+
+def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], columns: Sequence[str]) -> pd.DataFrame:
+    """Each question (text, arm, over) as differences of the columns between two arms on the same seeds and problems, with intervals."""
+    rows, there = [], dict(tuple(table.groupby("arm")))
+    for question, a, b in questions:
+        if a in there and b in there:
+            row = {"question": question, "arm": a, "over": b}
+            for column in columns:
+                ours, theirs = (there[arm].pivot(index="seed", columns="problem", values=column) for arm in (a, b))
+                row[column] = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bootstrap_interval(ours - theirs))
+            rows.append(row)
+    return pd.DataFrame(rows)

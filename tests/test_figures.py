@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from sesa import figures  # noqa: E402
+from sesa.arms import AGENTS, ONE_TURN  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = pd.DataFrame({"k": [1, 2, 32], "coverage": [0.1, 1 / 3, 1.0], "arm": ["parallel", "a,b", "é"]})
@@ -88,7 +89,8 @@ def test_the_scale_stands_on_the_face_of_the_figure(folder, profile, said):
 
 
 def test_style_is_readable_by_the_colour_blind_and_one_colour_an_arm():
-    assert len(set(figures.ARM_COLOUR.values())) == len(figures.ARM_COLOUR) >= 4
+    for samplers in (ONE_TURN, AGENTS):
+        assert len({figures.ARM_COLOUR[f.__name__] for f in samplers} | {figures.ARM_COLOUR["warm start"]}) == len(samplers) + 1
     okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
     assert set(figures.ARM_COLOUR.values()) <= okabe_ito | {figures.GREY}
 
@@ -117,3 +119,50 @@ def test_a_full_disk_leaves_no_half_file(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "OSError" in done.stderr and "could not write" in done.stderr
     assert bytes_of(folder / "smoke") == dict.fromkeys(whole, b"old") | {"x.png": whole["x.png"]}
+
+
+# ------------------------------------------------------------------------------------------------------ figures of training
+
+
+def runs_of(arms, seeds=(0, 1), columns=("reward",)):
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, **{c: step + 10 * i + seed for i, c in enumerate(columns)}}
+        for arm in arms for seed in seeds for step in (0, 10)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_curves_show_the_mean_over_seeds_of_every_arm(folder):
+    figure = figures.draw_curves(runs_of(["parallel", "sesa+kl"], columns=("reward", "pass@1")), ["parallel", "sesa+kl"], {"pass@1": "right"}, 1)
+    (ax,) = figure.axes
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["parallel", "sesa+kl"] and ax.get_ylabel() == "right"
+    assert lines["parallel"].get_xydata().tolist() == [[0, 10.5], [10, 20.5]]
+    assert (lines["sesa+kl"].get_linestyle(), lines["parallel"].get_linestyle()) == ("--", "-")
+    assert lines["sesa+kl"].get_color() == figures.ARM_COLOUR["sesa"]
+
+
+def test_pass_at_k_shows_means_over_problems_in_order_of_k(folder):
+    table = pd.DataFrame([{"arm": a, "seed": 0, "problem": p, "pass@1": p / 2, "pass@16": 1.0, "reward": 9} for a in ("parallel", "warm start") for p in (0, 1)])
+    (ax,) = figures.draw_pass_at_k(table, ["warm start", "parallel"]).axes
+    assert [line.get_label() for line in ax.lines] == ["warm start", "parallel"]
+    assert ax.lines[0].get_xydata().tolist() == [[1, 0.25], [16, 1.0]]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "16"]
+
+
+def test_shares_sum_to_one_and_what_is_left_out_is_named(folder):
+    table = pd.DataFrame([("sesa", "left", 6), ("sesa", "right", 3), ("sesa", "odd", 1), ("parallel", "right", 4)], columns=["arm", "strategy", "used"])
+    ax, _ = figures.draw_shares(table, ["parallel", "sesa"], ["left", "right", "odd"], most=2).axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["left", "right", "others"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["parallel", "sesa"]
+    assert [t.get_text() for t in ax.texts] == ["0.00", "1.00", "0.00", "0.60", "0.30", "0.10"]
+
+
+def test_a_forest_has_a_row_per_arm_and_hollow_marks_for_additions(folder):
+    columns = pd.MultiIndex.from_product([["pass@1"], ["mean", "low", "high"]])
+    table = pd.DataFrame([[0.5, 0.4, 0.7], [0.2, 0.1, 0.3]], ["sesa", "parallel+kl"], columns)
+    (ax,) = figures.forest(table, ["pass@1"], ["right"]).axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["sesa", "parallel+kl"] and ax.yaxis_inverted()
+    intervals, marks = ax.lines[::2], ax.lines[1::2]
+    assert [line.get_xdata().tolist() for line in intervals] == [[0.4, 0.7], [0.1, 0.3]]
+    assert [mark.get_markerfacecolor() for mark in marks] == [figures.ARM_COLOUR["sesa"], "white"]

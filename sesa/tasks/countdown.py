@@ -145,6 +145,9 @@ class CountdownTask(Puzzle):
         left = beginnings(problem.numbers)
         return sorted(left, key=lambda sketch: ("+*-/".index(sketch.strip("0123456789")), -left[sketch][0][0]))
 
+    def useful(self, problem: Countdown) -> list[str]:
+        return [sketch for sketch in beginnings(problem.numbers) if problem.target in dict(completions(problem.numbers, sketch))]
+
     def attempt(self, problem: Countdown, sketch: str, rng: np.random.Generator) -> str:
         every = completions(problem.numbers, sketch)
         right = [text for value, text in every if value == problem.target]

@@ -112,13 +112,14 @@ class Generated(ABC):
 @dataclass(frozen=True)
 class PuzzleConfig(GeneratedConfig):
     exponent: float = 1.0  # of the favourites among sketches: the r-th has a probability in proportion to r^-exponent
+    insight: float = 0.5  # the share of demonstrations whose sketch is drawn from those that lead to a solution
     list_share: float = 0.3  # of the warm start's texts: lists of solutions
     sketch_share: float = 0.1  # lists of sketches; the rest are expansions
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.list_share, self.sketch_share) < 0 or self.list_share + self.sketch_share > 1:
-            raise ValueError(f"list_share and sketch_share are shares of all texts, together at most 1: {self}")
+        if min(self.list_share, self.sketch_share) < 0 or self.list_share + self.sketch_share > 1 or not 0 <= self.insight <= 1:
+            raise ValueError(f"list_share and sketch_share are shares of all texts, together at most 1, and insight is one too: {self}")
 
 
 class Puzzle(Generated):
@@ -145,6 +146,10 @@ class Puzzle(Generated):
     @abstractmethod
     def sketches(self, problem: Any) -> list[str]:
         """All sketches of a problem, the favourites first."""
+
+    def useful(self, problem: Any) -> list[str]:
+        """The sketches that lead to a solution, if it is carried out well; in most tasks all do."""
+        return self.sketches(problem)
 
     @abstractmethod
     def attempt(self, problem: Any, sketch: str, rng: np.random.Generator) -> str:
@@ -191,6 +196,8 @@ class Puzzle(Generated):
         c = self.config
         sketches = self.sketches(problem)
         p = zipf(len(sketches), c.exponent)
+        useful = p * np.isin(sketches, self.useful(problem))
+        p = (1 - c.insight) * p + c.insight * useful / useful.sum()
         items = int(rng.integers(1, c.list_items + 1))
         kind = rng.random()
         if kind < c.list_share:
@@ -274,6 +281,11 @@ class Agent(Generated):
 
     def action_key(self, problem: Any, text: str) -> str | None:
         return self.actions_in(text)
+
+    def strategy(self, problem: Any, text: str) -> str | None:
+        """How a trajectory, its turns joined by blanks, sets out: its first two actions (compact form). None if one of them is none. Total."""
+        first = text.split()[:2]
+        return "".join(first) if first and all(action in self.names for action in first) else None
 
     def step(self, problem: Any, state: State, text: str, seed: int) -> Step:
         rng = np.random.default_rng(seed)

@@ -1,0 +1,108 @@
+"""What the training notebooks share, against hand-made groups and tables."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sesa import experiments
+from sesa.arms import Training
+from sesa.engines import Completion
+from sesa.experiments import answers, differences, independent, probes, rate_scores, readable, scores, strategies, summary, trained
+from sesa.sampling import Group, Rollout, iid_sketches, parallel
+from sesa.tasks.countdown import CountdownConfig, CountdownTask
+from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+START = {"steps": 30, "batch_size": 16, "micro_batch": 16}
+
+
+def rollout(problem, text, solved, key, sketch=None):
+    return Rollout("", "", text, (), 0, key, float(solved), solved, Completion(text, True), sketch)
+
+
+def group(problem, marks, keys="abcdefgh"):
+    return Group(problem, tuple(rollout(problem, k, bool(m), k) for m, k in zip(marks, keys, strict=False)))
+
+
+def test_scores_are_the_shares_of_subsets_that_hold_a_right_one():
+    marks = [1, 0, 0, 1, 0, 0]
+    table = scores([group(None, marks, "aabbcc"), group(None, [0] * 6)], ks=(1, 2, 3, 8))
+    assert list(table["problem"]) == [0, 1] and "pass@8" not in table
+    for k in (1, 2, 3):
+        every = [any(marks[i] for i in chosen) for chosen in combinations(range(6), k)]
+        assert table[f"pass@{k}"].tolist() == pytest.approx([np.mean(every), 0], abs=1e-6)
+    assert table["distinct"].tolist() == pytest.approx([0.5, 1.0]) and table["reward"][0] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_strategies_of_countdown_by_hand():
+    task = CountdownTask(CountdownConfig(train=4, held_out=4))
+    from sesa.tasks.countdown import Countdown
+
+    problem = Countdown("3 5 7=26", (3, 5, 7), 26)
+    rollouts = (
+        rollout(problem, "(3*7)+5", True, "x", sketch="7*3"),
+        rollout(problem, "5+(3*7)", True, "x", sketch="5+7"),
+        rollout(problem, "(5+7)*3", False, "y", sketch="5+7"),
+        rollout(problem, "nonsense", False, None, sketch="nonsense"),
+        rollout(problem, "(3*7)-5", False, "z"),
+    )
+    table = strategies(task, [Group(problem, rollouts)]).set_index("strategy")
+    assert table.loc["3*7"].to_dict() == {"used": 3, "right": 2, "follows": 1}
+    assert table.loc["5+7"].to_dict() == {"used": 1, "right": 0, "follows": 1}
+    assert table.loc["(none)"].to_dict() == {"used": 1, "right": 0, "follows": 0}
+
+
+def test_rate_scores_are_means_over_the_last_three_probes():
+    rows = [
+        {"arm": arm, "rate": rate, "seed": seed, "step": step, "pass@1": rate * step, "pass@16": seed + (arm == "b")}
+        for arm in "ab" for rate in (1.0, 2.0) for seed in (0, 1) for step in (0, 10, 20, 30, 40)
+    ]  # fmt: skip
+    table = rate_scores(pd.DataFrame(rows))
+    assert table.loc["a", 2.0] == pytest.approx((2 * 30 + 0.5) / 2) and table.loc["b", 1.0] == pytest.approx((30 + 1.5) / 2)
+    assert table.idxmax(axis=1).to_dict() == {"a": 2.0, "b": 2.0}
+
+
+def test_summary_and_differences():
+    rows = [
+        {"arm": arm, "seed": seed, "problem": problem, "pass@1": gain + problem / 10}
+        for arm, gain in (("a", 0.1), ("b", 0.4)) for seed in (0, 1, 2) for problem in range(5)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    seen = summary(table, ["pass@1"])
+    assert seen.loc["a", ("pass@1", "mean")] == pytest.approx(0.3) and list(seen.index) == ["a", "b"]
+    assert seen.loc["b", ("pass@1", "low")] < 0.6 < seen.loc["b", ("pass@1", "high")]
+    assert readable(seen).loc["a", "pass@1"].startswith("0.30 [0.")
+    (row,) = differences(table, [("b over a?", "b", "a"), ("no such arm", "c", "a")], ["pass@1"]).to_dict("records")
+    assert row == {"question": "b over a?", "arm": "b", "over": "a", "pass@1": "+0.30 [+0.30, +0.30]"}
+
+
+def test_how_an_arm_is_asked():
+    assert independent("warm start") is independent("actions+unique") is independent("sequential") is parallel
+    assert independent("sesa+replay") is independent("iid_sketches") is iid_sketches
+
+
+@pytest.mark.parametrize(
+    ("task", "arm"),
+    [(CountdownTask(CountdownConfig(train=6, held_out=5)), "sesa+kl+replay"), (FrozenLake(FrozenLakeConfig(train=6, held_out=5)), "actions")],
+)
+def test_a_policy_is_trained_once_probed_on_held_out_problems_and_answers(home, monkeypatch, task, arm):
+    plan = Training(arm=arm, steps=3, problems_per_step=3, group_size=3, probe_every=2)
+    seen = []
+    train = experiments.train
+    monkeypatch.setattr(experiments, "train", lambda *a: seen.append(a) or train(*a))
+    model, tokenizer, metrics = trained(task, 1, plan, "here", SIZE, START, probed=4)
+    assert seen[0][3] == task.problems and seen[0][-1] == task.held_out[:4] and seen[0][-2] is not None
+    again, _, metrics_again = trained(task, 1, plan, "here", SIZE, START, probed=4)
+    assert metrics_again.equals(metrics)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    start, _, none = trained(task, 1, None, "here", SIZE, START)
+    assert none is None and not torch.equal(next(start.parameters()), next(model.parameters()))
+    looked = probes(metrics)
+    assert list(looked["step"]) == [0, 2] and looked["tokens"].tolist() == [0, metrics["completion_tokens"][:2].sum()]
+    groups = answers(model, tokenizer, task, independent(arm), 1, 4, 0.5)
+    assert [g.problem for g in groups] == task.held_out and {len(g.rollouts) for g in groups} == {4}
+    assert answers(model, tokenizer, task, independent(arm), 1, 4, 0.5) == groups
+    assert strategies(task, groups)["used"].sum() == 20
