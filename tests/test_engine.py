@@ -434,3 +434,31 @@ def test_windows_and_restarts_equal_fresh_engines(paths_lm):
         kept = sequential(LocalEngine(model, tokenizer, max_batch=3), task, task.problems, cfg, seed=1)
         fresh = sequential(Fresh(), task, task.problems, cfg, seed=1)
         assert [[r.text for r in g.rollouts] for g in kept] == [[r.text for r in g.rollouts] for g in fresh]
+
+
+# --------------------------------------------------------------------------------------------------------------- branches
+
+
+@pytest.mark.parametrize("max_batch", [512, 4])
+def test_a_tree_equals_fresh_engines_and_computes_only_new_tokens(max_batch, char_lm):
+    """Each round some rows end, others branch in two: a sibling shares what was asked, not what was answered."""
+    model, tokenizer = char_lm
+    engine, rng, saved = LocalEngine(model, tokenizer, max_batch), np.random.default_rng(0), []
+    live = [(f"p{i}", f"{CHARS[i]}") for i in range(5)]
+    for turn in range(7):
+        labels, prompts = map(list, zip(*live, strict=True))
+        seeds = [1000 * turn + i for i in range(len(live))]
+        with Counter(model) as ours:
+            done = generate(engine, prompts, seeds, share=labels)
+        with Counter(model) as fresh:
+            expected = generate(LocalEngine(model, tokenizer, max_batch), prompts, seeds, share=labels)
+        assert_same(done, expected, atol=1e-4)
+        assert [tokenizer.decode(c.prompt_ids) for c in done] == prompts
+        saved.append(fresh.tokens - ours.tokens)
+        after = []
+        for (label, prompt), c in zip(live, done, strict=True):
+            after.append((label, f"{prompt}{c.text}\nb\n"))
+            if rng.random() < 0.5 and len(live) < 12:
+                after.append((label, f"{prompt}c\n"))
+        live = after[turn % 2 :]
+    assert len(live) > 6 and (max_batch == 4 or min(saved[2:]) > 0 and sum(saved) > 100)

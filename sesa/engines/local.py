@@ -2,7 +2,8 @@
 
 This file makes sequential sampling cheap. A growing list is one sequence: each prompt of the next call is the text of the last
 one, what was written, and a separator. So the cache of the last call is kept, and of every prompt that goes on from it only the new
-tokens are computed: one cache for a whole group. And prompts with a common beginning (`share`) have that computed once.
+tokens are computed: one cache for a whole group. A tree of actions branches: there a prompt goes on from the kept sequence that it has
+most in common with, cut back to where they part. And prompts with a common beginning (`share`) have that computed once.
 
 Tokens that were sampled are never tokenized again: text is matched, and only what was added to it is encoded.
 """
@@ -23,6 +24,8 @@ class _Rows:
     """Sequences that grow side by side in one cache. `ids[r][: fed[r]]` is in the cache, in the columns where `mask[r]` is 1."""
 
     texts: list[str]
+    labels: list[object]  # what `share` said of each
+    marks: list[list[tuple[int, int]]]  # (characters, tokens): where a prompt or an answer ended; a row can be cut there
     ids: list[list[int]]
     fed: list[int]
     mask: torch.Tensor  # (rows, columns), 1: a token of this row, 0: a gap (rows advance together, so shorter ones have gaps)
@@ -34,11 +37,18 @@ class _Rows:
         self.cache.batch_select_indices(torch.tensor(rows, device=self.mask.device))
         return _Rows(
             [self.texts[r] for r in rows],
+            [self.labels[r] for r in rows],
+            [list(self.marks[r]) for r in rows],
             [list(self.ids[r]) for r in rows],
             [self.fed[r] for r in rows],
             self.mask[rows],
             self.cache,
         )
+
+    def common(self, row: int, prompt: str) -> tuple[int, int, int]:
+        """The characters and tokens, up to a mark, with which both this row and the prompt begin; and the row."""
+        text = self.texts[row]
+        return next(((*mark, row) for mark in reversed(self.marks[row]) if prompt.startswith(text[: mark[0]])), (0, 0, row))
 
 
 class LocalEngine:
@@ -86,7 +96,7 @@ class LocalEngine:
         try:
             for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
                 part = slice(start, start + self.max_batch)
-                rows = self._continue(kept.pop(chunk, None), prompts[part]) or self._start(prompts[part], share[part])
+                rows = self._continue(kept.pop(chunk, None), prompts[part], share[part]) or self._start(prompts[part], share[part])
                 logits = self._feed(rows)
                 completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
                 self._kept[chunk] = rows
@@ -97,18 +107,30 @@ class LocalEngine:
 
     # -------------------------------------------------------------------------------------------------- before decoding
 
-    def _continue(self, rows: _Rows | None, prompts: Sequence[str]) -> _Rows | None:
-        """The kept rows with what the prompts add to them; None unless every prompt continues the row of its place."""
-        if rows is None or len(prompts) > len(rows.texts):
+    def _continue(self, rows: _Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> _Rows | None:
+        """The kept rows with what the prompts add to them, each cut back to where the two agree; None if a prompt goes on from none."""
+        if rows is None:
             return None
-        kept = zip(prompts, rows.texts, rows.ids, rows.fed, strict=False)
-        if not all(p.startswith(t) and (p != t or fed < len(ids)) for p, t, ids, fed in kept):  # each must have a token to feed
-            return None
-        if len(prompts) < len(rows.texts):
-            rows = rows.take(range(len(prompts)))
-        for r, prompt in enumerate(prompts):
-            rows.ids[r] += self.encode(prompt[len(rows.texts[r]) :])
+        of_label: dict[object, list[int]] = {}
+        for r, label in enumerate(rows.labels):
+            of_label.setdefault(label, []).append(r)
+        cuts = []  # of every prompt: characters and tokens to keep, and the row
+        for place, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+            whole = place < len(rows.texts) and prompt.startswith(rows.texts[place])
+            cuts.append(max((rows.common(r, prompt) for r in ([place] if whole else of_label.get(label, []))), default=(0, 0, 0)))
+            if not cuts[-1][0]:
+                return None
+        if [r for *_, r in cuts] != list(range(len(rows.texts))):
+            rows = rows.take([r for *_, r in cuts])
+        fed = []
+        for r, (prompt, (characters, tokens, _)) in enumerate(zip(prompts, cuts, strict=True)):
+            rows.ids[r] = rows.ids[r][:tokens] + self.encode(prompt[characters:])
+            rows.marks[r] = [mark for mark in rows.marks[r] if mark[0] <= characters] + [(len(prompt), len(rows.ids[r]))]
             rows.texts[r] = prompt
+            fed.append(min(rows.fed[r], tokens, len(rows.ids[r]) - 1))  # each must have a token to feed
+        if fed != rows.fed:
+            rows.fed = fed
+            rows.mask = rows.mask * (rows.mask.cumsum(1) <= torch.tensor(fed, device=rows.mask.device)[:, None])
         return rows
 
     def _start(self, prompts: Sequence[str], share: Sequence[object]) -> _Rows:
@@ -123,14 +145,16 @@ class LocalEngine:
         labels = list(common)
         for label, row in zip(share, ids, strict=True):  # each row must have a token left to feed, for its logits
             common[label] = common[label][: len(row) - 1]
-        rows = _Rows([""] * len(labels), [common[x] for x in labels], [0] * len(labels), self._empty(len(labels)), DynamicCache())
+        ends = [[] for _ in labels]
+        rows = _Rows([""] * len(labels), labels, ends, [common[x] for x in labels], [0] * len(labels), self._empty(len(labels)), DynamicCache())
         if len(labels) < len(prompts) and any(common.values()):
             self._feed(rows)
             index = {label: i for i, label in enumerate(labels)}
             rows = rows.take([index[label] for label in share])
         else:
-            rows = _Rows([], [], [0] * len(prompts), self._empty(len(prompts)), DynamicCache())
-        rows.texts, rows.ids = list(prompts), [list(row) for row in ids]
+            rows = _Rows([], [], [], [], [0] * len(prompts), self._empty(len(prompts)), DynamicCache())
+        rows.texts, rows.labels, rows.ids = list(prompts), list(share), [list(row) for row in ids]
+        rows.marks = [[(len(text), len(row))] for text, row in zip(prompts, ids, strict=True)]
         return rows
 
     def _fingerprint(self) -> list[float]:
@@ -211,6 +235,7 @@ class LocalEngine:
             rows.fed[r] = len(rows.ids[r]) + length - 1
             rows.ids[r] = rows.ids[r] + body
             rows.texts[r] += written
+            rows.marks[r].append((len(rows.texts[r]), len(rows.ids[r])))
         return completions
 
     def _stop_tokens(self, stop: str) -> torch.Tensor:
