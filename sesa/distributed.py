@@ -3,8 +3,8 @@
     accelerate launch -m sesa.distributed --arm sesa --model Qwen/Qwen2.5-7B-Instruct --lora 32 --vllm colocate --learning-rate 1e-5
 
 `sesa.sampling` draws the groups, on every process those of its own problems, and TRL's `rollout_func` takes them in: one row per
-completion, each after its own prompt. A group of a two-stage arm is 2G rows: G sketches, then the G solutions. Problems and seeds of a
-step are those of `sesa.training`, and so is the gradient: TRL gets the advantages of `sesa.objective` in the place of rewards, and scales
+completion, each after its own prompt. A group of a two-stage arm is 2G rows: G sketches, then the G solutions; an agent's is one row per
+trajectory, in which the loss sees what the policy wrote and not what the environment said. Problems and seeds of a step are those of `sesa.training`, and so is the gradient: TRL gets the advantages of `sesa.objective` in the place of rewards, and scales
 nothing. Its own scaling divides by the deviation with n - 1 over all n rows of a group: its advantages would be sqrt((n - 1) / n) of
 ours, n = G in one stage and 2G in two (and it adds 1e-4 to the deviation, not 1e-6).
 
@@ -38,13 +38,20 @@ from sesa.arms import Training
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import tiny_lm
-from sesa.objective import with_advantages
+from sesa.objective import rollout_advantages, with_advantages
+from sesa.packing import pack
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
-from sesa.tasks import Task
+from sesa.sampling import Group
+from sesa.tasks import Environment, Task
+from sesa.tasks.countdown import CountdownTask
+from sesa.tasks.frozen_lake import FrozenLake
+from sesa.tasks.math import MathTask
 from sesa.tasks.paths import PathTask
+from sesa.tasks.sokoban import Sokoban
+from sesa.tasks.sudoku import SudokuTask
 from sesa.training import TrainingError, describe
 
-TASKS = {"paths": PathTask}
+TASKS = {"paths": PathTask, "math": MathTask, "sudoku": SudokuTask, "countdown": CountdownTask, "frozen_lake": FrozenLake, "sokoban": Sokoban}
 LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
 WHOLE = "whole.json"  # in a checkpoint: the sizes of its files, written when all processes have written theirs
 
@@ -67,10 +74,12 @@ class Rollouts:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
             groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], config.sampling, seed)
-        completions, advantages = with_advantages(groups, config.full_objective)
         self.metrics = describe(groups)  # of this process; logged is the mean over processes, so that of these is the sum
         for count in ("rollouts", "completion_tokens"):
             self.metrics[count] *= trainer.accelerator.num_processes
+        if isinstance(self.task, Environment):
+            return self.trajectories(groups)
+        completions, advantages = with_advantages(groups, config.full_objective)
         return {
             "prompt_ids": [c.prompt_ids for c in completions],
             "completion_ids": [c.ids for c in completions],
@@ -78,6 +87,28 @@ class Rollouts:
             "reward": [r.reward for g in groups for r in (*g.sketches, *g.rollouts)],
             "advantage": advantages.tolist(),
         }
+
+    def trajectories(self, groups: Sequence[Group]) -> dict[str, list]:
+        """A row per trajectory: after the prompt of its first turn all that followed, with `env_mask` 1 where the policy wrote. A tree of
+        fewer trajectories is filled up with rows that no loss sees."""
+        rows: dict[str, list] = {name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward", "advantage")}
+        for group in groups:
+            advantages = rollout_advantages(group, self.config.full_objective).tolist()
+            for i in range(self.rows):
+                seen = i < len(group.rollouts)
+                rollout = group.rollouts[i if seen else 0]
+                # One sequence, unless a tokenizer reads again what was written as other tokens: then its last turns alone.
+                sequence = pack(rollout.completions)[-1]
+                first = next(t for t, owner in enumerate(sequence.owner) if owner >= 0)
+                owners = sequence.owner[first:]
+                logprobs = iter([p for o in dict.fromkeys(o for o in owners if o >= 0) for p in rollout.completions[o].logprobs])
+                rows["prompt_ids"].append(tuple(sequence.ids[:first]))
+                rows["completion_ids"].append(tuple(sequence.ids[first:]))
+                rows["logprobs"].append([next(logprobs) if o >= 0 else 0.0 for o in owners])
+                rows["env_mask"].append([int(o >= 0 and seen) for o in owners])
+                rows["reward"].append(rollout.reward)
+                rows["advantage"].append(advantages[i] if seen else 0.0)
+        return rows
 
     def advantages(self, advantage: list[float], log_metric: Callable, **_: Any) -> list[float]:
         """What TRL takes for rewards. Their mean over a group is 0 already, so subtracting it changes nothing."""
@@ -127,6 +158,9 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     asked = asdict(objective) | asdict(config)
     if beyond := [name for name in ("replay", "distill", "on_collapse", "filter_groups") if asked[name]]:
         raise ValueError(f"{' and '.join(beyond)}: not done inside TRL, but by sesa.training")
+    if isinstance(task, Environment) and objective.reduction == "sequence":
+        raise ValueError('reduction="sequence" takes the mean over turns in sesa.training, and over trajectories inside TRL: take "token"')
+    config.suit(task)
     if vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
     n, rows = min(config.problems_per_step, len(task.problems)), (rollouts := Rollouts(task, config, seed)).rows
@@ -201,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, default, text in (
         ("task", "paths", f"one of: {', '.join(TASKS)}"),
         ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),
-        ("arm", "sesa", "parallel, sequential, sesa or iid_sketches; then +unique, +kl, or both"),
+        ("arm", "sesa", "parallel, sequential, sesa or iid_sketches, of an agent parallel, actions or iid_actions; then +unique, +kl, or both"),
         ("steps", Training.steps, f"sets of rollouts in all; from each the weights are updated {Training.updates} times"),
         ("problems_per_step", Training.problems_per_step, "of all processes together; a multiple of their number"),
         ("group_size", Training.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),

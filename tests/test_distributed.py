@@ -18,13 +18,15 @@ from sesa.arms import ONE_TURN, Training
 from sesa.distributed import Rollouts, main, make_trainer, train
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
-from sesa.models import TinyConfig, WarmStart, tiny_lm
+from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
 from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathConfig, PathTask
 from sesa.training import TrainingError, _policy_backward
+from tests.conftest import random_llama
+from tests.test_actions import Problem, Walk
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -102,6 +104,39 @@ def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
     sums = _policy_backward(ours, completions, advantages, pack(completions), config, config.full_objective, reference)
     assert parts > 1 and sums["clip_ratio"] > 0.01
     assert gradient(ours).abs().max() > 0.03
+    torch.testing.assert_close(gradient(model), gradient(ours), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("arm", ["parallel", "actions+unique+kl", "iid_actions"])
+def test_gradient_of_an_agent_is_the_packed_loops(tmp_path, arm):
+    """Trajectories as rows, trees with fewer than G among them."""
+    task = Walk(2)
+    task.problems = [Problem(name) for name in "pqrs"]
+    tokenizer = word_tokenizer(Walk.words, Walk.token_pattern)
+    tokenizer.eos_token = "<pad>"
+    random_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = replace(QUICK, arm=arm, group_size=6, branch=2, micro_batch=12)
+    trainer = make_trainer(str(tmp_path / "model"), task, config, 5, tmp_path / "run")
+    model, parts = trainer.model.train(), trainer.args.gradient_accumulation_steps
+    ours = copy.deepcopy(model)
+    del ours.forward
+    reference = copy.deepcopy(ours)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ids = [row["prompt"] for row in batch[:: trainer.num_generations]]
+    root = derive_seed(5, arm, 0)
+    problems = [next(p for p in task.problems if p.id == i) for i in ids]
+    groups = config.sampler(LocalEngine(ours, trainer.processing_class), task, problems, config.sampling, derive_seed(root, "rollouts"))
+    trainer._prepare_inputs(batch)
+    assert len(batch) == 24 and (arm == "parallel") == (sum(len(g.rollouts) for g in groups) == 24)
+    moved(model)
+    moved(ours)
+    trainer.current_gradient_accumulation_steps = parts
+    for part in trainer._buffered_inputs:
+        trainer.compute_loss(model, part).backward()
+    completions, advantages = with_advantages(groups, config.full_objective)
+    _policy_backward(ours, completions, advantages, pack(completions), config, config.full_objective, reference)
+    assert parts > 1 and gradient(ours).abs().max() > 0.03
     torch.testing.assert_close(gradient(model), gradient(ours), atol=1e-6, rtol=0)
 
 
@@ -274,7 +309,7 @@ def test_a_loss_that_is_no_number_stops(taught, tmp_path):
         ("--arm sesame", "no arm 'sesame'"),
         ("--arm sesa+replay", "replay: not done inside TRL, but by sesa.training"),
         ("--arm sesa+replay+distill", "replay and distill: not done inside TRL"),
-        ("--task sudoku", "no task 'sudoku': take one of paths"),
+        ("--task chess", "no task 'chess': take one of paths"),
         ("--vllm colocate", "vLLM .colocate. is not installed"),
         ("--problems-per-step 3 --group-size 4", "3 problems x 8 rows / 2 processes = 12 rows each, not whole groups of 8: .* of 2"),
         ("--problems-per-step 4", "WORLD_SIZE says 2 processes, TRL 3"),

@@ -5,14 +5,15 @@ completed grid. A *sketch* is the order of filling, a kind of unit and the first
 are numbered, and filled, in reading order. Orders differ in how often what stands there forces a cell when its turn comes. An example:
 ".2....2343..213." in the order "c3" is filled by "a34c31a41c42d44a13b11b24".
 
-For a tiny LM the compact form names all cells: a prompt shows the grid as "a1.a22a3.a4.b1. ...", and demonstrations walk over all cells in
-the order of their sketch, givens among them, so that what comes next is never far to seek. (Without, it learned no filling at all.)
+For a tiny LM the compact form names all cells: a prompt shows the grid as "a1.a22a3.a4.b1. ...", a cell and what stands in it being one
+token; and demonstrations walk over all cells in the order of their sketch, givens among them. Without these two it learned no filling.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from math import isqrt
 
 import numpy as np
@@ -104,14 +105,14 @@ class Sudoku:
 
 class SudokuTask(Puzzle):
     """The puzzles of a `SudokuConfig`; for the members see `sesa.tasks.generated.Puzzle`."""
-    token_pattern = r"[a-i][1-9](?=[1-9.])|[\s\S]"  # the name of a cell is a token
+    token_pattern = r"[a-i][1-9][1-9.]|[\s\S]"  # a cell and what stands in it is a token
     full_4x4 = solutions("." * 16, limit=288)  # all there are
     outline = 'Write each as "rows from 1", "columns from 3" or "boxes from 2": the kind of unit to fill one by one, and the first of them.'
 
     def __init__(self, config: SudokuConfig = SudokuConfig()):
         self.size = n = config.size
-        self.words = list(dict.fromkeys([*".:?>", *DIGITS[:n], *KINDS, *(row + column for row in ROWS[:n] for column in DIGITS[:n])]))
-        self.compact_tokens = 2 * n * n + 1, 3
+        self.words = list(dict.fromkeys([*":?>", *DIGITS[:n], *KINDS, *map("".join, product(ROWS[:n], DIGITS[:n], f"{DIGITS[:n]}."))]))
+        self.compact_tokens = n * n + 1, 3
         self.instruction = f"Complete the Sudoku: each row, column and {isqrt(n)}x{isqrt(n)} box holds every digit from 1 to {n} once. "
         self.instruction += f"A dot is an empty cell. Write the completed grid, {n} lines of {n} digits, between <answer> and </answer>."
         super().__init__(config)
@@ -129,7 +130,7 @@ class SudokuTask(Puzzle):
                     return Sudoku("".join(cells))
 
     def show(self, problem: Sudoku) -> str:
-        """Every cell by name, "a13a2.a3.": a small model finds a name more easily than the seventh character."""
+        """Every cell by name, "a13a2.a3."."""
         return self._written(problem.cells, range(len(problem.cells)))
 
     def question(self, problem: Sudoku) -> str:
