@@ -251,8 +251,8 @@ def success_by_one(lake: Lake, task: FrozenLake, value: np.ndarray) -> np.ndarra
 
 
 def test_compact_form_is_one_line_and_hides_the_start_once_left():
-    assert TASK.observe(LAKE, TASK.reset(LAKE)) == "P..H.H......H..G\n"
-    assert TASK.observe(LAKE, State(2), ["L", "x y"]) == "..PH.H......H..G\nL\nx y\n"
+    assert TASK.observe(LAKE, TASK.reset(LAKE)) == "a1Pa2.a3.a4Hb1.b2Hb3.b4.c1.c2.c3.c4.d1Hd2.d3.d4G\n"
+    assert TASK.observe(LAKE, State(2), ["L", "x y"]) == "a1.a2.a3Pa4Hb1.b2Hb3.b4.c1.c2.c3.c4.d1Hd2.d3.d4G\nL\nx y\n"
     assert [TASK.render(LAKE, cell) for cell in (0, 15)] == [LAKE.grid, "...H\n.H..\n....\nH..P"]
 
 
@@ -318,7 +318,7 @@ def test_compact_texts_consist_of_the_tasks_words(task):
     assert len(set(task.words)) == len(task.words)
     for text in ("".join(text) for text in task.warm_start_texts(np.random.default_rng(3), 100)):
         ids = tokenizer.encode(text)
-        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text and len(ids) == len(text)
+        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text and len(ids) == len(text) - 2 * len(re.findall("[a-d][1-4]", text))
     assert {len(tokenizer.encode(f"{name}\n")) for name in task.names} == {task.max_tokens}
 
 
@@ -331,7 +331,7 @@ def test_demonstrations_are_growing_lists_and_end_with_play(task):
         for text in texts:
             assert len(text) % 2 == 0 and 1 <= len(text) // 2 <= 10
             for seen, done in zip(text[::2], text[1::2], strict=True):
-                assert len(seen) == 17 and seen[-1] == "\n" and "\n" not in seen[:-1]
+                assert len(seen) == 49 and re.fullmatch("([a-d][1-4].)+", seen[:-1]) and seen[-1] == "\n" and "\n" not in seen[:-1]
                 actions = done.split("\n")
                 assert actions.pop() == "" and len(set(actions)) == len(actions) and set(actions) <= set(task.names)
                 lengths[len(actions)] += 1
@@ -345,7 +345,7 @@ def test_demonstrations_are_growing_lists_and_end_with_play(task):
 
 def problem_of(task, seen: str) -> Lake | Room:
     """The problem that begins as a compact line of 4 x 4 cells shows it."""
-    rows = [seen[i : i + 4] for i in range(0, 16, 4)]
+    rows = [seen[2:48:3][i : i + 4] for i in range(0, 16, 4)]
     return Lake("\n".join(rows)) if isinstance(task, FrozenLake) else Room("\n".join(["######", *(f"#{row}#" for row in rows), "######"]))
 
 
@@ -446,3 +446,8 @@ def test_longer_lists_of_proposals_only_append(task, proposals, one_more, turns)
     assert longer.startswith(shorter)
     rest = "\n" if task.config.form == "compact" else task.stop
     assert longer[len(shorter) :].startswith(f"{one_more}{rest}")
+
+
+def test_a_lake_too_large_to_name_its_cells_is_refused():
+    with pytest.raises(ValueError, match="at most 9 rows"):
+        FrozenLake(FrozenLakeConfig(size=10, train=1, held_out=1))

@@ -87,8 +87,7 @@ class FrozenLake(Agent):
     """The task of a `FrozenLakeConfig`. A place is a cell's number, line by line. For the members see `sesa.tasks.Environment`."""
 
     names = {"L": "Left", "D": "Down", "R": "Right", "U": "Up"}  # in gymnasium's order
-    words = list("P.HGLDRU")
-    token_pattern = r"[\s\S]"
+    symbols = "P.HG"
 
     def __init__(self, config: FrozenLakeConfig = FrozenLakeConfig()):
         self.instruction = (

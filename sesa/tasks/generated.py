@@ -35,6 +35,14 @@ def chatml(*turns: tuple[str, str]) -> str:
     return "".join(f"<|im_start|>{role}\n{content}{END}\n" for role, content in turns) + "<|im_start|>assistant\n"
 
 
+CELL = r"[a-i][1-9]\S"  # a cell and what stands in it: one token, as a small model finds a name more easily than the seventh character
+
+
+def named(grid: str) -> str:
+    """A grid's lines on one line, every cell by name: "a1Pa2.b1.b2G"."""
+    return "".join(f"{'abcdefghi'[r]}{c}{what}" for r, line in enumerate(grid.split("\n")) for c, what in enumerate(line, 1))
+
+
 def answer_of(text: str) -> str | None:
     """What stands in the last <answer>...</answer> of a chat answer, stripped; None if there is none."""
     found = ANSWER.findall(text)
@@ -233,12 +241,22 @@ class Agent(Generated):
 
     instruction: str  # chat: the rules, and what the characters of the grid mean
     names: dict[str, str]  # of the actions: compact character -> word in chat, e.g. {"L": "Left"}
+    symbols: str  # what may stand in a cell
+    token_pattern = rf"{CELL}|[\s\S]"
     stop_of = {"compact": "\n", "chat": END}
 
     def __init__(self, config: GeneratedConfig):
+        if config.form == "compact" and config.size > 9:
+            raise ValueError(f"the compact form names at most 9 rows and columns, not {config.size}: take the chat form")
         self.stop = self.stop_of[config.form]
         self.max_tokens = 2 if config.form == "compact" else CHAT_TOKENS
         super().__init__(config)
+
+    @property
+    def words(self) -> list[str]:
+        """Up to 9 rows of 9 cells."""
+        size = range(self.config.size)
+        return [*self.names, *(f"{'abcdefghi'[r]}{c + 1}{what}" for r in size for c in size for what in self.symbols)]
 
     @abstractmethod
     def place(self, problem: Any) -> Any:
@@ -262,7 +280,7 @@ class Agent(Generated):
     def observe(self, problem: Any, state: State, proposals: Sequence[str] = ()) -> str:
         grid = self.render(problem, state.place)
         if self.config.form == "compact":
-            return _lines(grid.replace("\n", ""), *proposals)
+            return _lines(named(grid), *proposals)
         left = f"{MAX_ACTIONS - state.actions} actions and {MAX_TURNS['chat'] - state.turns} turns are left."
         asked = f"State:\n{grid}\n{left} Think between <think> and </think>, then write up to {ACTIONS_A_TURN['chat']} actions, joined by "
         asked += f"||, between <answer> and </answer>. Actions: {', '.join(self.names.values())}."

@@ -105,8 +105,7 @@ class Sokoban(Agent):
         "cannot pull. Use few steps: each costs a little."
     )
     names = {"U": "Up", "D": "Down", "L": "Left", "R": "Right"}
-    words = list("#.OXVPSUDLR")
-    token_pattern = r"[\s\S]"
+    symbols = "#.OXVPS"
 
     def __init__(self, config: SokobanConfig = SokobanConfig()):
         super().__init__(config)

@@ -19,7 +19,7 @@ from math import isqrt
 import numpy as np
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import Puzzle, PuzzleConfig, answer_of
+from sesa.tasks.generated import CELL, Puzzle, PuzzleConfig, answer_of, named
 
 DIGITS, ROWS = "123456789", "abcdefghi"
 KINDS = "rcb"  # rows, columns, boxes, the favourites first: a language model would write in reading order
@@ -105,7 +105,7 @@ class Sudoku:
 
 class SudokuTask(Puzzle):
     """The puzzles of a `SudokuConfig`; for the members see `sesa.tasks.generated.Puzzle`."""
-    token_pattern = r"[a-i][1-9][1-9.]|[\s\S]"  # a cell and what stands in it is a token
+    token_pattern = rf"{CELL}|[\s\S]"
     full_4x4 = solutions("." * 16, limit=288)  # all there are
     outline = 'Write each as "rows from 1", "columns from 3" or "boxes from 2": the kind of unit to fill one by one, and the first of them.'
 
@@ -131,7 +131,7 @@ class SudokuTask(Puzzle):
 
     def show(self, problem: Sudoku) -> str:
         """Every cell by name, "a13a2.a3."."""
-        return self._written(problem.cells, range(len(problem.cells)))
+        return named(self.question(problem))
 
     def question(self, problem: Sudoku) -> str:
         return "\n".join("".join(problem.cells[cell] for cell in row) for row in units(self.size)[: self.size])
