@@ -7,8 +7,8 @@ An *arm* says how groups are drawn and what is added to the objective:
     +kl                                                a KL term to a reference policy, as in GRPO
     +replay  +unique  +distill                         ours, not the paper's (`sesa.objective`)
 
-so "sesa+replay+unique" is the paper's two stages with warm-start texts replayed and duplicates penalised. All arms get equal rollouts,
-updates and optimiser.
+so "sesa+replay+unique" is the paper's two stages with warm-start texts replayed and duplicates penalised. All arms get equal rollouts (a
+tree of actions: at most as many trajectories), updates and optimiser.
 """
 
 from collections.abc import Sequence

@@ -41,17 +41,25 @@ from sesa.models import tiny_lm
 from sesa.objective import rollout_advantages, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
-from sesa.sampling import Group
+from sesa.sampling import Group, actions, iid_actions
 from sesa.tasks import Environment, Task
-from sesa.tasks.countdown import CountdownTask
-from sesa.tasks.frozen_lake import FrozenLake
-from sesa.tasks.math import MathTask
+from sesa.tasks.countdown import CountdownConfig, CountdownTask
+from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
+from sesa.tasks.math import MathConfig, MathTask
 from sesa.tasks.paths import PathTask
-from sesa.tasks.sokoban import Sokoban
-from sesa.tasks.sudoku import SudokuTask
+from sesa.tasks.sokoban import Sokoban, SokobanConfig
+from sesa.tasks.sudoku import SudokuConfig, SudokuTask
 from sesa.training import TrainingError, describe
 
-TASKS = {"paths": PathTask, "math": MathTask, "sudoku": SudokuTask, "countdown": CountdownTask, "frozen_lake": FrozenLake, "sokoban": Sokoban}
+# name -> task with this field of its configuration: instruction-tuned models are asked in the chat form
+TASKS: dict[str, Callable[..., Task]] = {
+    "paths": PathTask,
+    "math": lambda **form: MathTask(MathConfig(**form)),
+    "sudoku": lambda **form: SudokuTask(SudokuConfig(**form)),
+    "countdown": lambda **form: CountdownTask(CountdownConfig(**form)),
+    "frozen_lake": lambda **form: FrozenLake(FrozenLakeConfig(**form)),
+    "sokoban": lambda **form: Sokoban(SokobanConfig(**form)),
+}
 LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
 WHOLE = "whole.json"  # in a checkpoint: the sizes of its files, written when all processes have written theirs
 
@@ -97,7 +105,7 @@ class Rollouts:
             for i in range(self.rows):
                 seen = i < len(group.rollouts)
                 rollout = group.rollouts[i if seen else 0]
-                # One sequence, unless a tokenizer reads again what was written as other tokens: then its last turns alone.
+                # One sequence, unless a tokenizer, after a branch, reads what was written as other tokens: then its last turns alone.
                 sequence = pack(rollout.completions)[-1]
                 first = next(t for t, owner in enumerate(sequence.owner) if owner >= 0)
                 owners = sequence.owner[first:]
@@ -106,7 +114,7 @@ class Rollouts:
                 rows["completion_ids"].append(tuple(sequence.ids[first:]))
                 rows["logprobs"].append([next(logprobs) if o >= 0 else 0.0 for o in owners])
                 rows["env_mask"].append([int(o >= 0 and seen) for o in owners])
-                rows["reward"].append(rollout.reward)
+                rows["reward"].append(rollout.reward if seen else 0.0)
                 rows["advantage"].append(advantages[i] if seen else 0.0)
         return rows
 
@@ -161,6 +169,8 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     if isinstance(task, Environment) and objective.reduction == "sequence":
         raise ValueError('reduction="sequence" takes the mean over turns in sesa.training, and over trajectories inside TRL: take "token"')
     config.suit(task)
+    if config.sampler in (actions, iid_actions) and objective.duplicate_reward is not None:
+        raise ValueError(f"{config.arm}: what a tree's dropped proposals earn is not done inside TRL, but by sesa.training")
     if vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
     n, rows = min(config.problems_per_step, len(task.problems)), (rollouts := Rollouts(task, config, seed)).rows
@@ -226,7 +236,7 @@ def train(model: str, task: Task, config: Training, seed: int, folder: Path, **h
     trainer = make_trainer(model, task, config, seed, folder, **how)
     kept = {key: value for key, value in asdict(config).items() if key not in ("steps", "micro_batch", "probe_every", "checkpoint_every")}
     with PartialState().main_process_first():
-        checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": type(task).__name__, **how})
+        checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}", **how})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -255,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if task not in TASKS:
         raise SystemExit(f"no task {task!r}: take one of {', '.join(TASKS)}")
     try:
-        train(model, TASKS[task](), Training(checkpoint_every=given.pop("save_every"), **given), seed, folder, **how)
+        world = TASKS[task]() if model == "tiny" or task == "paths" else TASKS[task](form="chat")
+        train(model, world, Training(checkpoint_every=given.pop("save_every"), **given), seed, folder, **how)
     except (ValueError, TrainingError) as e:
         raise SystemExit(f"{type(e).__name__}: {e}") from e
 

@@ -36,8 +36,9 @@ def trained(
     if plan is None:
         return model, tokenizer, None
     reference, _ = tiny_lm(task, seed, **start)
-    folder = run_folder(home() / "runs" / under, model, task, plan, seed)
-    return model, tokenizer, train(model, tokenizer, task, task.problems, plan, seed, folder, reference, task.held_out[:probed])
+    probe_on = task.held_out[:probed]
+    folder = run_folder(home() / "runs" / under, model, task, plan, seed, probe_on)
+    return model, tokenizer, train(model, tokenizer, task, task.problems, plan, seed, folder, reference, probe_on)
 
 
 def probes(metrics: pd.DataFrame) -> pd.DataFrame:

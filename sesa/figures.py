@@ -85,7 +85,7 @@ def draw_curves(table: pd.DataFrame, arms: Sequence[str], panels: dict[str, str]
     for ax, (column, label) in zip(axes.flat, panels.items(), strict=False):
         for arm in arms:
             band(ax, "step", over_seeds(table[table["arm"] == arm], column), **look(arm))
-        ax.set(ylabel=label, ylim=(0, None))
+        ax.set(ylabel=label, ylim=(0, None) if table[column].min() >= 0 else None)
     for ax in axes[-1]:
         ax.set_xlabel("step")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

@@ -61,7 +61,10 @@ def group_advantages(rewards: torch.Tensor, normalize: bool = True) -> torch.Ten
 
 
 def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.Tensor:
-    """(G,): the rewards of a group's rollouts; a repetition of an earlier valid candidate earns `duplicate_reward`, if one is given."""
+    """(G,): the rewards of a group's rollouts; a repetition of an earlier valid candidate earns `duplicate_reward`, if one is given.
+
+    In a tree no trajectory repeats another. There the proposals that were dropped earn it: (rollouts + dropped,).
+    """
     seen: set[str] = set()
     rewards = []
     for rollout in group.rollouts:
@@ -69,11 +72,11 @@ def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.
         rewards.append(duplicate_reward if again and duplicate_reward is not None else rollout.reward)
         if rollout.key is not None:
             seen.add(rollout.key)
-    return torch.tensor(rewards)
+    return torch.tensor(rewards + [duplicate_reward] * len(group.dropped) * (duplicate_reward is not None))
 
 
 def rollout_advantages(group: Group, objective: Objective) -> torch.Tensor:
-    """(rollouts,): the advantage of each rollout of a group."""
+    """(rollouts,): the advantage of each rollout of a group; with a reward for duplicates, of each dropped proposal too, behind them."""
     return group_advantages(group_rewards(group, objective.duplicate_reward), objective.normalize)
 
 
@@ -81,13 +84,15 @@ def with_advantages(groups: Sequence[Group], objective: Objective) -> tuple[list
     """All completions of all groups, and the advantage of each, (completions,): of a group its sketches, then its solutions.
 
     A sketch gets the advantage of the solution that grew from it; every turn of an agent gets that of its trajectory. A turn that
-    several trajectories of a tree begin with stands in each of them, and so gets the sum of what they earned (our choice).
+    several trajectories of a tree begin with stands in each of them: it gets the sum of their advantages, and counts as often in means
+    over tokens. The group's mean reward, too, is over trajectories, so a beginning that branches widely weighs more in it. (Our choices.)
     """
     completions: list[Completion] = []
     advantages: list[torch.Tensor] = []
     for group in groups:
         own = rollout_advantages(group, objective)
-        for rollouts in filter(None, (group.sketches, group.rollouts)):
+        learning = (*group.rollouts, *group.dropped)[: len(own)]
+        for rollouts in filter(None, (group.sketches, learning)):
             for rollout, advantage in zip(rollouts, own, strict=True):
                 completions += rollout.completions
                 advantages += [advantage] * len(rollout.completions)

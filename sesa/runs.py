@@ -89,7 +89,7 @@ def sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def hash_of(inputs: dict) -> str:
+def hash_of(inputs: dict | list) -> str:
     """12 hexadecimal digits of the SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -38,7 +38,7 @@ class Sampling:
     group_size: int = 8  # G, candidates per problem; of an agent at most so many trajectories, U
     list_length: int | None = None  # K, the list starts anew every K candidates; None: one list of G
     window: int | None = None  # W, only the last W candidates are shown; None: all
-    branch: int = 4  # k, an agent's proposals at a state, at most
+    branch: int = 4  # k, an agent's proposals at a state, at most. (An agent has no use for list_length and window, nor others for this)
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -79,12 +79,19 @@ class Rollout:
 class Group:
     """The G rollouts of one problem, list after list in the order drawn; `sketches[i]` is what `rollouts[i]` grew from.
 
-    Of an agent that branches: at most G trajectories.
+    Of an agent that branches: at most G trajectories, and in `dropped` the proposals that led to none, being invalid or repetitions.
     """
 
     problem: Any
     rollouts: tuple[Rollout, ...]
     sketches: tuple[Rollout, ...] = ()
+    dropped: tuple[Rollout, ...] = ()
+
+    @property
+    def completions(self) -> list[Completion]:
+        """All that was drawn, each once: trajectories of a tree have beginnings in common."""
+        every = [c for r in (*self.sketches, *self.rollouts, *self.dropped) for c in r.completions]
+        return list({id(c): c for c in every}.values())
 
 
 def parallel(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
@@ -222,20 +229,24 @@ def _explore(engine, task, problems, cfg, seed, starts, branch, sees) -> list[Gr
     """Plays all trajectories of all problems side by side, turn by turn, each branching as wide as `_widths` allows."""
     live = [_Trajectory(p, (i,), task.reset(problem)) for p, problem in enumerate(problems) for i in range(starts)]
     ended: list[_Trajectory] = []
+    dropped: list[list[Rollout]] = [[] for _ in problems]
     while live:
         after = []
         widths = _widths(live, ended, [problem.id for problem in problems], cfg.group_size, branch, seed)
         for trajectory, turns in zip(live, _propose(engine, task, problems, live, widths, cfg, seed, sees), strict=True):
             keys = [turn.key for turn in turns]
-            # The first proposal is always taken, so that no trajectory is lost; others if they are valid, and new here.
-            for turn in turns[:1] + [t for i, t in enumerate(turns) if i and t.key is not None and t.key not in keys[:i]]:
-                after.append(_play(task, problems[trajectory.problem], trajectory, turn, seed))
+            for i, turn in enumerate(turns):
+                # The first proposal is always taken, so that no trajectory is lost; others if they are valid, and new here.
+                if i and (turn.key is None or turn.key in keys[:i]):
+                    dropped[trajectory.problem].append(turn)
+                else:
+                    after.append(_play(task, problems[trajectory.problem], trajectory, turn, seed))
         ended += [t for t in after if t.done]
         live = [t for t in after if not t.done]
     groups = [[t for t in ended if t.problem == p] for p in range(len(problems))]
     return [
-        Group(problem, tuple(_whole(t.turns) for t in sorted(group, key=lambda t: t.lineage)))
-        for problem, group in zip(problems, groups, strict=True)
+        Group(problem, tuple(_whole(t.turns) for t in sorted(group, key=lambda t: t.lineage)), dropped=tuple(without))
+        for problem, group, without in zip(problems, groups, dropped, strict=True)
     ]
 
 
@@ -297,7 +308,7 @@ def _whole(turns: tuple[Rollout, ...]) -> Rollout:
         turns[-1],
         prompt=turns[0].prompt,
         plain=turns[0].plain,
-        text=" ".join(turn.text for turn in turns),
+        text="\n".join(turn.text for turn in turns),
         history=turns[0].history,
         position=turns[0].position,
         key=" ".join(key or "?" for key in keys) if any(keys) else None,

@@ -70,11 +70,12 @@ def train(
     if any(c.full_objective.kl for c in arms) and reference is None:
         raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    identity = _identity(model, task, config, seed)
+    probe_on = problems if probe_on is None else probe_on
+    identity = _identity(model, task, problems, config, seed, probe_on)
     state = _resume(folder, identity, model, optimizer, config)
     if state["step"] == config.steps:
         return pd.DataFrame(state["metrics"])
-    engine, probe_on = LocalEngine(model, tokenizer), problems if probe_on is None else probe_on
+    engine = LocalEngine(model, tokenizer)
     with progress(config.steps, f"{config.arm}, seed {seed}") as bar, finish_the_step() as interrupted:
         bar.update(state["step"])
         for step in range(state["step"], config.steps):
@@ -101,6 +102,7 @@ def train(
 def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, reference, state) -> tuple[dict, dict]:
     """One set of rollouts and the updates from it; returns metrics, and seconds by phase."""
     config = arms[0]
+    engine.forget()  # a step without an update would go on from what the step before left; a resumed run has nothing left
     root = config.root(seed, step)
     chosen = config.choose(problems, root)
     metrics: dict[str, Any] = {"step": step}
@@ -127,13 +129,14 @@ def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, 
 def describe(groups: Sequence[Group]) -> dict[str, float]:
     """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, a count of tokens."""
     rollouts = [r for group in groups for r in group.rollouts]
-    completions = [c for group in groups for r in (*group.sketches, *group.rollouts) for c in r.completions]
+    completions = [c for group in groups for c in group.completions]
     repeated = [[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups]
     places = range(1, min(map(len, repeated)))  # a tree may have fewer trajectories than another
     return {
         "reward": float(np.mean([r.reward for r in rollouts])),
         "solved": float(np.mean([r.solved for r in rollouts])),
         "rollouts": len(rollouts),
+        "dropped_proposals": sum(len(group.dropped) for group in groups) / len(groups),
         "frac_reward_zero_std": float(np.mean([len({r.reward for r in group.rollouts}) == 1 for group in groups])),
         "rollout_duplicates": float(np.mean(sum(repeated, []))),
         **{f"duplicates@{i + 1}": float(np.mean([row[i] for row in repeated])) for i in places},
@@ -201,7 +204,7 @@ def _without_history(engine, groups, objective) -> tuple[list[Completion], torch
     """The better candidates of every group as if drawn without a history, with their advantages."""
     kept, weights = [], []
     for group in groups:
-        for rollout, advantage in zip(group.rollouts, rollout_advantages(group, objective), strict=True):
+        for rollout, advantage in zip(group.rollouts, rollout_advantages(group, objective), strict=False):
             turns = [turn for turn in rollout.turns or (rollout,) if advantage > 0 and turn.prompt != turn.plain]
             kept += [replace(turn.completion, prompt_ids=tuple(engine.encode(turn.plain))) for turn in turns]
             weights += [advantage] * len(turns)
@@ -230,19 +233,24 @@ def _parts(sequences: list[Packed], size: int) -> Iterator[list[Packed]]:
 # ------------------------------------------------------------------------------------------------------- stop and go on
 
 
-def run_folder(parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int) -> Path:
-    """A folder in `parent` named after the run and what it depends on, code and first weights too (but no reference): others get others."""
-    return parent / f"{config.arm}-seed{seed}-{hash_of(_identity(model, task, config, seed))}"
+def run_folder(
+    parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int, probe_on: Sequence[Any] | None = None
+) -> Path:
+    """A folder in `parent` for the training of `model` on `task.problems`, named after all that the run depends on, code and first weights
+    too (but no reference): others get others."""
+    return parent / f"{config.arm}-seed{seed}-{hash_of(_identity(model, task, task.problems, config, seed, probe_on))}"
 
 
-def _identity(model, task, config: Training, seed: int) -> dict:
-    """All that a run's result depends on."""
+def _identity(model, task, problems, config: Training, seed: int, probe_on) -> dict:
+    """All that a run's result depends on, but the reference."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     code = fingerprint(sources_behind(f"import sesa.training, {type(task).__module__}"))
     world = f"{type(task).__name__} {getattr(task, 'config', '')}"
-    return {**asdict(config), "seed": seed, "task": world, "first weights": digest.hexdigest()[:12], "code": code}
+    sets = {"problems": problems, "probed on": problems if probe_on is None else probe_on}
+    ids = {name: hash_of([problem.id for problem in chosen]) for name, chosen in sets.items()}
+    return {**asdict(config), "seed": seed, "task": world, **ids, "first weights": digest.hexdigest()[:12], "code": code}
 
 
 def _save(folder: Path, identity: dict, model, optimizer, state: dict) -> None:

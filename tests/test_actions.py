@@ -269,7 +269,8 @@ def test_describe_counts_turns_and_uneven_groups(walking):
     groups = actions(LocalEngine(model, tokenizer), task, task.problems, Sampling(8, branch=2), 3)
     seen = describe(groups)
     assert seen["rollouts"] == sum(len(g.rollouts) for g in groups)
-    assert seen["completion_tokens"] == sum(len(t.completion.ids) for g in groups for r in g.rollouts for t in r.turns)
+    every = {id(t.completion): t for g in groups for r in g.rollouts for t in r.turns}
+    assert seen["completion_tokens"] == sum(len(t.completion.ids) for t in [*every.values(), *(r for g in groups for r in g.dropped)])
     assert seen["solved"] == pytest.approx(np.mean([r.solved for g in groups for r in g.rollouts]))
 
 
@@ -281,3 +282,33 @@ def test_an_arm_that_does_not_suit_the_task_is_refused(arm, task):
 
 def test_all_samplers_are_arms():
     assert set(SAMPLERS) == {"parallel", "sequential", "sesa", "iid_sketches", "actions", "iid_actions"}
+
+
+def test_dropped_proposals_are_kept_apart_counted_and_punished_if_duplicates_are(walking):
+    """What led to no trajectory: all tokens that were drawn are counted once; with +unique it is a rollout more, of that reward."""
+    task, model, tokenizer = walking
+    drawn = []
+
+    class Counted(LocalEngine):
+        def generate(self, *args, **options):
+            done = super().generate(*args, **options)
+            drawn.extend(done)
+            return done
+
+    groups = iid_actions(Counted(model, tokenizer), task, task.problems, Sampling(16, branch=5, temperature=0.7), 2)
+    assert sum(len(c.ids) for c in drawn) == describe(groups)["completion_tokens"]
+    assert {id(c) for g in groups for c in g.completions} == {id(c) for c in drawn}
+    dropped = [r for g in groups for r in g.dropped]
+    assert len(dropped) > 2 and describe(groups)["dropped_proposals"] == len(dropped) / 2
+    for g in groups:
+        for r in g.dropped:
+            siblings = [t for q in g.rollouts for t in q.turns if t.prompt == r.prompt and t.position < r.position]
+            assert r.key is None or r.key in {t.key for t in siblings}
+    plain, _ = with_advantages(groups, Objective())
+    completions, advantages = with_advantages(groups, Objective(duplicate_reward=-0.5, normalize=False))
+    assert len(completions) == len(plain) + len(dropped)
+    expected = []
+    for g in groups:
+        mean = np.mean([r.reward for r in g.rollouts] + [-0.5] * len(g.dropped))
+        expected += [r.reward - mean for r in g.rollouts for _ in r.turns] + [-0.5 - mean] * len(g.dropped)
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-5)

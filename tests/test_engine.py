@@ -462,3 +462,17 @@ def test_a_tree_equals_fresh_engines_and_computes_only_new_tokens(max_batch, cha
                 after.append((label, f"{prompt}c\n"))
         live = after[turn % 2 :]
     assert len(live) > 6 and (max_batch == 4 or min(saved[2:]) > 0 and sum(saved) > 100)
+
+
+def test_after_forgetting_all_is_computed_anew(char_lm):
+    model, tokenizer = char_lm
+    engine, prompts = LocalEngine(model, tokenizer), ["abc\n" * 5, "a\n", "hello\n" * 3]
+    computed = []
+    for _ in range(2):
+        with Counter(model) as counter:
+            first = generate(engine, prompts, [1, 2, 3], max_tokens=30)
+        computed.append(counter.tokens)
+        generate(engine, [p + "b\n" for p in prompts], [4, 5, 6], max_tokens=30)
+        engine.forget()
+    assert computed[0] == computed[1]
+    assert generate(engine, prompts, [1, 2, 3], max_tokens=30) == first

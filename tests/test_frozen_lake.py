@@ -362,8 +362,8 @@ def problem_of(task, seen: str) -> Lake | Room:
         ("<answer>Up</answer> no: <answer>Down</answer>", "D"),  # the last
         ("<answer>Up <answer>Down</answer></answer>", "D"),  # the innermost
         ("<answer>Up</answer><answer>", "U"),
-        ("<answer>Up || Jump</answer>", None),
-        ("<answer>Up ||</answer>", None),
+        ("<answer>Up || Jump || Down</answer>", "UD"),  # what is unknown is left out, and costs the penalty
+        ("<answer>Up ||</answer>", "U"),
         ("<answer></answer>", None),
         ("<answer>Up Down</answer>", None),
         ("<answer>U</answer>", None),
@@ -376,7 +376,21 @@ def problem_of(task, seen: str) -> Lake | Room:
 )
 @chat
 def test_chat_turns_are_read(task, text, actions):
-    assert task.action_key(task.problems[0], text) == actions
+    problem = task.problems[0]
+    assert task.action_key(problem, text) == actions
+    known = {name.lower() for name in task.names.values()}
+    asked = (re.findall(r"<answer>([^<]*)</answer>", text) or [""])[-1].split("||")[:5]
+    fine = all(word.strip().lower() in known for word in asked)
+    assert task.actions_in(text) == (actions or "", fine)
+    state = task.reset(problem)
+    step, without = task.step(problem, state, text, 3), 0.0
+    rng, place = np.random.default_rng(3), state.place
+    for action in actions or "":
+        place, earned, over, _ = task.move(problem, place, action, rng)
+        without += earned
+        if over:
+            break
+    assert step.reward == pytest.approx(without - 0.1 * (not fine)) and step.state.place == place
 
 
 @pytest.mark.parametrize("text, action", [("L", "L"), (" U ", "U"), ("l", None), ("LL", None), ("L\nU", None), ("", None), ("Left", None)])

@@ -279,6 +279,39 @@ def dies_at(call, function):
     return deadly
 
 
+def test_a_run_killed_after_a_step_without_an_update_ends_the_same(fresh, tmp_path, monkeypatch):
+    """The weights are then those of the step before, so that its caches would still be good: they must not be used."""
+    task, model, tokenizer = fresh
+    config = replace(QUICK, arm="sequential", steps=6, problems_per_step=len(task.problems), filter_groups=True, checkpoint_every=1, probe_every=1)
+    grade = task.grade
+    monkeypatch.setattr(task, "grade", lambda problem, text: replace(grade(problem, text), reward=1.0))  # no signal until step 3
+    draws = []
+
+    def rewarding(step_function):
+        def step(model, engine, task, problems, probe_on, arms, seed, number, *rest):
+            if number == 3:
+                monkeypatch.setattr(task, "grade", grade)
+            draws.append(number)
+            return step_function(model, engine, task, problems, probe_on, arms, seed, number, *rest)
+
+        return step
+
+    original = training._step
+    again = copy.deepcopy(model)
+    monkeypatch.setattr(training, "_step", rewarding(original))
+    whole = train(model, tokenizer, task, task.problems, config, 0, tmp_path / "a")
+    assert "grad_norm" not in whole.columns or whole["grad_norm"][:3].isna().all()
+    monkeypatch.setattr(task, "grade", lambda problem, text: replace(grade(problem, text), reward=1.0))
+    monkeypatch.setattr(training, "_step", dies_at(3, rewarding(original)))
+    with pytest.raises(ZeroDivisionError):
+        train(copy.deepcopy(again), tokenizer, task, task.problems, config, 0, tmp_path / "b")
+    monkeypatch.setattr(training, "_step", rewarding(original))
+    resumed = train(again, tokenizer, task, task.problems, config, 0, tmp_path / "b")
+    assert draws == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    pd.testing.assert_frame_equal(resumed, whole)
+    assert torch.equal(weights(model), weights(again))
+
+
 def test_a_switch_to_kl_needs_a_reference(fresh, tmp_path):
     task, model, tokenizer = fresh
     with pytest.raises(ValueError, match="reference"):
@@ -292,6 +325,10 @@ def test_runs_that_differ_have_folders_that_differ(fresh, taught, tmp_path):
     other = PathTask(replace(task.config, seed=1))
     runs = [(taught[1], task, QUICK, 0), (model, task, QUICK, 0), (taught[1], task, replace(QUICK, steps=5), 0), (taught[1], task, QUICK, 1)]
     folders = [run_folder(tmp_path, *run) for run in [*runs, (taught[1], other, QUICK, 0)]]
+    folders.append(run_folder(tmp_path, *runs[0], probe_on=task.problems[:1]))
+    fewer = copy.copy(task)
+    fewer.problems = task.problems[:-1]
+    folders.append(run_folder(tmp_path, taught[1], fewer, QUICK, 0))
     assert len(set(folders)) == len(folders)
     assert run_folder(tmp_path, *runs[0]) == folders[0] and folders[0].name.startswith("parallel-seed0-")
 

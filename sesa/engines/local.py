@@ -5,7 +5,8 @@ one, what was written, and a separator. So the cache of the last call is kept, a
 tokens are computed: one cache for a whole group. A tree of actions branches: there a prompt goes on from the kept sequence that it has
 most in common with, cut back to where they part. And prompts with a common beginning (`share`) have that computed once.
 
-Tokens that were sampled are never tokenized again: text is matched, and only what was added to it is encoded.
+Text is matched, and only what was added to it is encoded: in a list, tokens that were sampled are never tokenized again. In a tree they
+are where a branch has lost its row: with a tokenizer that reads a text in one way only (the tiny LM's) that changes nothing.
 """
 
 from collections.abc import Sequence
@@ -105,6 +106,10 @@ class LocalEngine:
                 self.model.train()
         return completions
 
+    def forget(self) -> None:
+        """Drops the kept caches: what is computed next does not depend, not even by rounding, on what was computed before."""
+        self._kept = {}
+
     # -------------------------------------------------------------------------------------------------- before decoding
 
     def _continue(self, rows: _Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> _Rows | None:
@@ -131,6 +136,10 @@ class LocalEngine:
         if fed != rows.fed:
             rows.fed = fed
             rows.mask = rows.mask * (rows.mask.cumsum(1) <= torch.tensor(fed, device=rows.mask.device)[:, None])
+            used = rows.mask.any(0)
+            rows.mask = rows.mask[:, used]
+            for layer in rows.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, used], layer.values[:, :, used]
         return rows
 
     def _start(self, prompts: Sequence[str], share: Sequence[object]) -> _Rows:

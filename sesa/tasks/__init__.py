@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from sesa.runs import derive_seed
+
 
 @dataclass(frozen=True, slots=True)
 class Grade:
@@ -84,11 +86,9 @@ class Environment(Protocol):
         ...
 
 
-def split_of(problem_id: str) -> str:
-    """"held-out", "train" or "warm start": a problem belongs to one of them by the hash of its id, so no two can share a problem."""
-    from sesa.runs import derive_seed
-
-    place = derive_seed("split", problem_id) % 10
+def split_of(name: str) -> str:
+    """"held-out", "train" or "warm start": a problem belongs to one of them by the hash of its name, so no two can share a problem."""
+    place = derive_seed("split", name) % 10
     return "held-out" if place < 2 else "train" if place < 5 else "warm start"
 
 

@@ -82,6 +82,10 @@ class Generated(ABC):
     def generate(self, rng: np.random.Generator) -> Any:
         """A random problem, of any split."""
 
+    def canonical(self, problem: Any) -> str:
+        """What problems that are the same in another guise have in common: they belong to one split."""
+        return problem.id
+
     def sample(self, split: str, rng: np.random.Generator) -> Any:
         """A random problem of this split.
 
@@ -90,7 +94,7 @@ class Generated(ABC):
         """
         for _ in range(1000):
             problem = self.generate(rng)
-            if split_of(problem.id) == split:
+            if split_of(self.canonical(problem)) == split:
                 return problem
         raise ValueError(f"{type(self).__name__} seems to have no {split} problem of this kind: make it larger ({self.config})")
 
@@ -221,7 +225,7 @@ class Puzzle(Generated):
 
 # --------------------------------------------------------------------------------------------------------- several turns
 
-INVALID = -0.1  # RAGEN's penalty for a turn without a valid action
+INVALID = -0.1  # RAGEN's penalty for a turn without an action, or with one that is unknown
 MAX_ACTIONS = 10  # RAGEN: in all
 MAX_TURNS = {"compact": 10, "chat": 5}  # RAGEN: 5 turns of at most 5 actions; a tiny LM takes one action a turn
 ACTIONS_A_TURN = {"compact": 1, "chat": 5}
@@ -288,36 +292,37 @@ class Agent(Generated):
         another = f"{END}\n" + chatml(("user", "Propose something else to do here, different from all before."))
         return first + "".join(text + another for text in proposals)
 
-    def actions_in(self, text: str) -> str | None:
-        """The actions that a turn asks for, as characters; None if there is none or one of them is unknown. Total."""
+    def actions_in(self, text: str) -> tuple[str, bool]:
+        """The actions that a turn asks for, as characters, and whether there is one and all were known. Unknown ones are left out, as RAGEN
+        does. Total."""
         if self.config.form == "compact":
-            return text.strip() if text.strip() in self.names else None
-        letters = {name.lower(): letter for letter, name in self.names.items()}
-        asked = (answer_of(text) or "").split("||")[: ACTIONS_A_TURN["chat"]]
-        found = [letters.get(word.strip().lower()) for word in asked]
-        return "".join(found) if all(found) else None
+            asked = [text.strip() if text.strip() in self.names else None]
+        else:
+            letters = {name.lower(): letter for letter, name in self.names.items()}
+            asked = [letters.get(word.strip().lower()) for word in (answer_of(text) or "").split("||")[: ACTIONS_A_TURN["chat"]]]
+        return "".join(filter(None, asked)), all(asked)
 
     def action_key(self, problem: Any, text: str) -> str | None:
-        return self.actions_in(text)
+        return self.actions_in(text)[0] or None
 
     def strategy(self, problem: Any, text: str) -> str | None:
-        """How a trajectory, its turns joined by blanks, sets out: its first two actions (compact form). None if one of them is none. Total."""
-        first = text.split()[:2]
-        return "".join(first) if first and all(action in self.names for action in first) else None
+        """How a trajectory, a turn a line, sets out: its first two actions (compact form). None if one of them is none. Total."""
+        first = [line.strip() for line in text.split("\n")[:2]]
+        return "".join(first) if all(action in self.names for action in first) else None
 
     def step(self, problem: Any, state: State, text: str, seed: int) -> Step:
         rng = np.random.default_rng(seed)
         place, reward, over, solved = state.place, 0.0, False, False
-        wanted = self.actions_in(text)
+        wanted, valid = self.actions_in(text)
         done = 0
-        for action in (wanted or "")[: MAX_ACTIONS - state.actions]:
+        for action in wanted[: MAX_ACTIONS - state.actions]:
             place, earned, over, solved = self.move(problem, place, action, rng)
             reward, done = reward + earned, done + 1
             if over:
                 break
         after = State(place, state.actions + done, state.turns + 1)
         over = over or after.actions >= MAX_ACTIONS or after.turns >= MAX_TURNS[self.config.form]
-        return Step(after, reward + (INVALID if wanted is None else 0.0), over, solved)
+        return Step(after, reward + (0.0 if valid else INVALID), over, solved)
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
         """n trajectories in the compact form, each (seen, done, seen, done, ...): at every place a list of different actions, half of the

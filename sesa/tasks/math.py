@@ -146,6 +146,13 @@ class MathTask(Puzzle):
             return Problem(f"{a}*({b}+{c})", kind, (a, b, c), a * (b + c))
         return Problem(f"{a}*x+{b}={a * x + b}", kind, (a, b, a * x + b), x)
 
+    def canonical(self, problem: Problem) -> str:
+        """Terms in ascending order: 5+3 is 3+5."""
+        kind, (a, *terms) = problem.kind, problem.numbers
+        if kind == "sum":
+            return "+".join(map(str, sorted(problem.numbers)))
+        return f"{a}*{sorted(terms)}" if kind == "bracket" else problem.id
+
     def show(self, problem: Problem) -> str:
         return problem.id
 

@@ -30,14 +30,14 @@ def extract(text: str) -> str | None:
     """
     text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]
     opened: list[tuple[int, bool]] = []  # where the content of an open brace begins, and whether it is a box's
-    last = (-1, "")
+    last = (-1, -1)
     for brace in BRACES.finditer(text):
         if brace[0] == "{" or brace[0].startswith(r"\boxed"):
             opened.append((brace.end(), brace[0] != "{"))
         elif brace[0] == "}" and opened:
             start, box = opened.pop()
-            last = max(last, (start, text[start : brace.start()])) if box else last
-    return last[1].strip() or answer_of(text) or None
+            last = max(last, (start, brace.start())) if box else last
+    return text[slice(*last)].strip() or answer_of(text) or None
 
 
 def integer(answer: str) -> int | None:
