@@ -470,9 +470,9 @@ def test_after_forgetting_all_is_computed_anew(char_lm):
     computed = []
     for _ in range(2):
         with Counter(model) as counter:
-            first = generate(engine, prompts, [1, 2, 3], max_tokens=30)
+            first = generate(engine, prompts, [1, 2, 3], max_tokens=30, share="xyz")
         computed.append(counter.tokens)
-        generate(engine, [p + "b\n" for p in prompts], [4, 5, 6], max_tokens=30)
+        generate(engine, [p + "b\n" for p in prompts], [4, 5, 6], max_tokens=30, share="xyz")
         engine.forget()
     assert computed[0] == computed[1]
-    assert generate(engine, prompts, [1, 2, 3], max_tokens=30) == first
+    assert generate(engine, prompts, [1, 2, 3], max_tokens=30, share="xyz") == first
