@@ -66,9 +66,10 @@ def save_figure(figure: Figure, name: str, profile: str, data: pd.DataFrame, **p
 
 
 def look(arm: str) -> dict[str, str]:
-    """How an arm's line looks: a sampler has one colour everywhere; dashes say that something was added to it."""
+    """How an arm's line looks: a sampler has one colour everywhere; dashes say that duplicates are penalised, dots that something else was
+    added."""
     sampler, *added = arm.split("+")
-    return {"color": ARM_COLOUR[sampler], "linestyle": "--" if added else "-", "label": arm}
+    return {"color": ARM_COLOUR[sampler], "linestyle": "--" if "unique" in added else ":" if added else "-", "label": arm}
 
 
 def over_seeds(table: pd.DataFrame, column: str, x: str = "step") -> pd.DataFrame:

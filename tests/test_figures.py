@@ -138,7 +138,7 @@ def test_curves_show_the_mean_over_seeds_of_every_arm(folder):
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == ["parallel", "sesa+kl"] and ax.get_ylabel() == "right"
     assert lines["parallel"].get_xydata().tolist() == [[0, 10.5], [10, 20.5]]
-    assert (lines["sesa+kl"].get_linestyle(), lines["parallel"].get_linestyle()) == ("--", "-")
+    assert (lines["sesa+kl"].get_linestyle(), lines["parallel"].get_linestyle()) == (":", "-")
     assert lines["sesa+kl"].get_color() == figures.ARM_COLOUR["sesa"]
 
 
