@@ -34,7 +34,7 @@ vocabularies = st.lists(st.tuples(st.sampled_from(["", "/"]), names).map("".join
 @settings(deadline=None)
 @given(vocabularies, st.data())
 def test_word_tokenizer_round_trip(words, data):
-    tokenizer = word_tokenizer(words)
+    tokenizer = word_tokenizer(words, PathTask.token_pattern)
     ids, previous = [], None
     for i in data.draw(st.lists(st.integers(2, len(words) + 3), max_size=20)):
         # Two words with nothing between them are one word, unless the second begins with "/".
@@ -64,6 +64,8 @@ class ToyConfig:
 
 class Toy:
     """Teaches lines of one to three words, the first words of the alphabet more often."""
+
+    token_pattern = r"\n| |\S+"
 
     def __init__(self, config=ToyConfig()):
         self.config, self.words, self.lessons = config, ["go", *config.words], 0
@@ -121,7 +123,7 @@ def test_second_time_from_the_cache(empty_home):
     assert task.lessons == 12 and state_of(the_folder(empty_home)) == before
     assert_equal_weights(model, again)
     text = "go\na b\nc"
-    assert tokenizer.encode(text) == tokenizer_again.encode(text) == word_tokenizer(Toy().words).encode(text)
+    assert tokenizer.encode(text) == tokenizer_again.encode(text) == word_tokenizer(Toy().words, Toy.token_pattern).encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert not model.training and not list((empty_home / "runs" / "models").glob(".*"))
 
@@ -221,6 +223,25 @@ def test_another_process_was_faster(empty_home, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", late)
     assert_equal_weights(model, toy_lm()[0])
+
+
+@pytest.mark.parametrize("micro_batch", [12, 2])
+def test_of_a_text_in_turns_the_completions_alone_are_taught(paths_lm, reference, micro_batch):
+    """(prompt, completion, prompt, completion): each completion given all that stands before it."""
+    _, model, tokenizer = paths_lm
+    batched, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    line = [f"{path}\n" for path in paths_lm[0].prior.paths[:4]]
+    texts = [("map0 districts\n", line[0], line[1], line[2] + line[3]), ("map1 districts\n", line[2]), (line[3], line[0], "map0 districts\n", line[1])]
+    mean = text_loss_backward(batched, tokenizer, texts, micro_batch=micro_batch)
+    terms = []
+    for text in texts:
+        pieces = [tokenizer.encode(piece) for piece in text]
+        terms += [-reference(by_hand, sum(pieces[:i], []), pieces[i]) for i in range(1, len(pieces), 2)]
+    loss = torch.cat(terms).mean()
+    loss.backward()
+    assert mean == pytest.approx(loss.item(), abs=1e-5) and len(terms) == 5
+    for a, b in zip(batched.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3)
 
 
 def test_warm_start_gradient_is_that_of_the_completions_alone(paths_lm, reference):
