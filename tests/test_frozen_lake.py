@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sesa.models import word_tokenizer
 from sesa.tasks import Environment, split_of
+from sesa.tasks.agent import State
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig, Lake, crossable, success_by_limit
-from sesa.tasks.generated import State
 from sesa.tasks.sokoban import Room, Sokoban, SokobanConfig
 
 FEW = {"train": 20, "held_out": 10}

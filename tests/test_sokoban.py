@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from sesa.tasks.generated import State
+from sesa.tasks.agent import State
 from sesa.tasks.sokoban import Room, Sokoban, SokobanConfig, distances
 
 FEW = {"train": 20, "held_out": 10}

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-
 from sesa.runs import derive_seed
 
 
@@ -90,9 +88,3 @@ def split_of(name: str) -> str:
     """"held-out", "train" or "warm start": a problem belongs to one of them by the hash of its name, so no two can share a problem."""
     place = derive_seed("split", name) % 10
     return "held-out" if place < 2 else "train" if place < 5 else "warm start"
-
-
-def zipf(n: int, exponent: float) -> np.ndarray:
-    """(n,): rank^-exponent / Z, ranks from 1. The favourites of a policy, most wanted first.  (Our choice.)"""
-    weight = np.arange(1, n + 1) ** -float(exponent)
-    return weight / weight.sum()

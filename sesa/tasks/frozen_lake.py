@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
-from sesa.tasks.generated import MAX_ACTIONS, Agent, GeneratedConfig
+from sesa.tasks.agent import MAX_ACTIONS, Agent, Grid
+from sesa.tasks.generated import GeneratedConfig
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,8 @@ class FrozenLakeConfig(GeneratedConfig):
             raise ValueError(f"size must be at least 2, frozen in [0, 1] and success_rate in (0, 1]: {self}")
 
 
-@dataclass(frozen=True)
-class Lake:
-    """A problem. grid: `size` lines of P, G, H and "." without a last line's end, one P, one G."""
-
-    grid: str
-
-    @property
-    def id(self) -> str:
-        return self.grid.replace("\n", "/")
+class Lake(Grid):
+    """`size` lines of P, G, H and ".", one P, one G."""
 
 
 class Dynamics(NamedTuple):

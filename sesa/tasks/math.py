@@ -21,7 +21,7 @@ import numpy as np
 
 from sesa.runs import DataError, hash_of
 from sesa.tasks import Grade
-from sesa.tasks.generated import CHAT_TOKENS, END, GeneratedConfig, Puzzle, PuzzleConfig
+from sesa.tasks.generated import CHAT_TOKENS, END, SKETCH_TOKENS, GeneratedConfig, Puzzle, PuzzleConfig
 from sesa.tasks.verify import LONGEST, equal, extract, integer
 
 TOP = 120  # the largest number in a text
@@ -289,7 +289,7 @@ class HubMath:
 
     config = GeneratedConfig(form="chat")
     instruction, outline = MathTask.instruction, MathTask.outline
-    stop, max_tokens, sketch_stop, sketch_max_tokens = END, CHAT_TOKENS, "\n", 32
+    stop, max_tokens, sketch_stop, sketch_max_tokens = END, CHAT_TOKENS, "\n", SKETCH_TOKENS
     prompt, sketch_prompt, expand_prompt = Puzzle.prompt, Puzzle.sketch_prompt, Puzzle.expand_prompt
 
     def __init__(self, problems: Iterable[HubProblem], held_out: Iterable[HubProblem] = ()):

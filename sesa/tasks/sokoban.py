@@ -18,7 +18,8 @@ from math import inf
 
 import numpy as np
 
-from sesa.tasks.generated import MAX_ACTIONS, Agent, GeneratedConfig
+from sesa.tasks.agent import MAX_ACTIONS, Agent, Grid
+from sesa.tasks.generated import GeneratedConfig
 
 Place = tuple[int, frozenset[int]]  # the player and the boxes, by their position in the text of the grid
 
@@ -38,15 +39,8 @@ class SokobanConfig(GeneratedConfig):
             raise ValueError(f"moves is (least, most), from 1 to {MAX_ACTIONS}, the actions that an agent has, not {self.moves}")
 
 
-@dataclass(frozen=True)
-class Room:
-    """A problem. grid: lines as in the module's docstring, within an outer wall, without a last line's end."""
-
-    grid: str
-
-    @property
-    def id(self) -> str:
-        return self.grid.replace("\n", "/")
+class Room(Grid):
+    """Lines as in the module's docstring, within an outer wall."""
 
     @property
     def plan(self) -> str:

@@ -13,15 +13,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
 from math import isqrt
 
 import numpy as np
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import CELL, Puzzle, PuzzleConfig, answer_of, named
+from sesa.tasks.generated import CELL, ROWS, Puzzle, PuzzleConfig, answer_of, cell_tokens, named
 
-DIGITS, ROWS = "123456789", "abcdefghi"
+DIGITS = "123456789"
 KINDS = "rcb"  # rows, columns, boxes, the favourites first: a language model would write in reading order
 MOST_EMPTY = {4: 12, 9: 55}  # 4x4: no puzzle has fewer than 4 givens; 9x9: cells emptied at random seldom get further
 
@@ -111,7 +110,7 @@ class SudokuTask(Puzzle):
 
     def __init__(self, config: SudokuConfig = SudokuConfig()):
         self.size = n = config.size
-        self.words = list(dict.fromkeys([*":?>", *DIGITS[:n], *KINDS, *map("".join, product(ROWS[:n], DIGITS[:n], f"{DIGITS[:n]}."))]))
+        self.words = list(dict.fromkeys([*":?>", *DIGITS[:n], *KINDS, *cell_tokens(n, f"{DIGITS[:n]}.")]))
         self.compact_tokens = n * n + 1, 3
         self.instruction = f"Complete the Sudoku: each row, column and {isqrt(n)}x{isqrt(n)} box holds every digit from 1 to {n} once. "
         self.instruction += f"A dot is an empty cell. Write the completed grid, {n} lines of {n} digits, between <answer> and </answer>."
