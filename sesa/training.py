@@ -238,7 +238,8 @@ def run_folder(
 ) -> Path:
     """A folder in `parent` for the training of `model` on `task.problems`, named after all that the run depends on, code and first weights
     too (but no reference): others get others."""
-    return parent / f"{config.arm}-seed{seed}-{hash_of(_identity(model, task, task.problems, config, seed, probe_on))}"
+    identity = _identity(model, task, task.problems, config, seed, task.problems if probe_on is None else probe_on)
+    return parent / f"{config.arm}-seed{seed}-{hash_of(identity)}"
 
 
 def _identity(model, task, problems, config: Training, seed: int, probe_on) -> dict:
@@ -248,8 +249,7 @@ def _identity(model, task, problems, config: Training, seed: int, probe_on) -> d
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     code = fingerprint(sources_behind(f"import sesa.training, {type(task).__module__}"))
     world = f"{type(task).__name__} {getattr(task, 'config', '')}"
-    sets = {"problems": problems, "probed on": problems if probe_on is None else probe_on}
-    ids = {name: hash_of([problem.id for problem in chosen]) for name, chosen in sets.items()}
+    ids = {name: hash_of([p.id for p in chosen]) for name, chosen in (("problems", problems), ("probed on", probe_on))}
     return {**asdict(config), "seed": seed, "task": world, **ids, "first weights": digest.hexdigest()[:12], "code": code}
 
 
