@@ -54,6 +54,23 @@ def random_llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+class TokenCounter:
+    """Counts the tokens that go through a model's forward, padding included."""
+
+    def __init__(self, model):
+        self.tokens = 0
+        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs):
+        self.tokens += kwargs["input_ids"].numel()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
 @pytest.fixture(scope="session")
 def char_lm():
     """A random LM over characters. Any text that it writes has one tokenization, so runs can be compared by text.

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sesa import training
 from sesa.arms import SAMPLERS, Training
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
@@ -22,7 +23,7 @@ from sesa.sampling import Sampling, actions, iid_actions, parallel
 from sesa.tasks import Environment, Step
 from sesa.tasks.paths import PathTask
 from sesa.training import _without_history, describe, train
-from tests.conftest import random_llama
+from tests.conftest import TokenCounter, random_llama
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,39 @@ def test_an_agent_learns_and_a_killed_run_ends_the_same(walking, tmp_path, arm):
     resumed = train(again, tokenizer, task, task.problems, config, 0, tmp_path / "b")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     resumed.equals(metrics)
+
+
+def test_a_run_killed_after_a_step_without_an_update_ends_the_same(walking, tmp_path, monkeypatch):
+    """The weights are then those of the step before, whose caches would still be good, up to rounding. They must not be used: every step
+    computes as many tokens as it does where there is no step before."""
+    _, model, tokenizer = walking
+    step, rewarding, computed = training._step, [], {}
+
+    class Late(Walk):
+        def step(self, problem, state, text, seed):
+            return super().step(problem, state, text, seed)._replace(**{} if rewarding else {"reward": 0.0})
+
+    def run(model, folder, deadly=None):
+        def watched(*args):
+            number = args[7]
+            rewarding[:] = [True] * (number >= 3)
+            with TokenCounter(model) as counter:
+                done = 1 / 0 if number == deadly else step(*args)
+            computed[folder, deadly, number] = counter.tokens
+            return done
+
+        monkeypatch.setattr(training, "_step", watched)
+        config = Training(arm="parallel", steps=6, group_size=8, branch=3, learning_rate=5e-3, filter_groups=True, checkpoint_every=1, probe_every=1)
+        return train(model, tokenizer, task, task.problems, config, 0, tmp_path / folder)
+
+    task, again = Late(3), copy.deepcopy(model)
+    whole = run(model, "a")
+    assert whole["grad_norm"].isna().tolist() == [True] * 3 + [False] * 3
+    with pytest.raises(ZeroDivisionError):
+        run(copy.deepcopy(again), "b", deadly=3)
+    resumed = run(again, "b")
+    assert resumed.equals(whole) and computed["a", None, 3] == computed["b", None, 3] > 100
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_describe_counts_turns_and_uneven_groups(walking):

@@ -22,7 +22,6 @@ from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
 from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed
-from sesa.sampling import Sampling
 from sesa.tasks.paths import PathConfig, PathTask
 from sesa.training import TrainingError, _policy_backward
 from tests.conftest import random_llama
@@ -66,7 +65,7 @@ def expected_groups(model, tokenizer, task, config, seed, ids, step=0):
     """What `sesa.training` would draw for these problems."""
     problems = [next(p for p in task.problems if p.id == i) for i in ids]
     root = derive_seed(seed, config.arm, step)
-    return config.sampler(LocalEngine(model, tokenizer), task, problems, Sampling(config.group_size), derive_seed(root, "rollouts"))
+    return config.sampler(LocalEngine(model, tokenizer), task, problems, config.sampling, derive_seed(root, "rollouts"))
 
 
 def moved(model):
@@ -79,12 +78,10 @@ def moved(model):
 # ------------------------------------------------------------------------------------------------- two trainers, one truth
 
 
-@pytest.mark.parametrize("arm", [*(f.__name__ for f in ONE_TURN), "sequential+unique", "sesa+unique+kl", "sequence"])
-def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
-    """Same rollouts, same advantages; with gradient accumulation, ratios that are clipped, and KL."""
-    task, folder = taught
-    config = replace(QUICK, arm="sesa", objective=Objective(reduction="sequence")) if arm == "sequence" else replace(QUICK, arm=arm)
-    trainer = make_trainer(folder, task, replace(config, micro_batch=12), 5, tmp_path)
+def both_gradients(folder, task, config, place):
+    """(rows of the batch, groups, our sums, ours, TRL's): the gradients of one update, of the same rollouts; with gradient accumulation,
+    ratios that are clipped, and KL."""
+    trainer = make_trainer(folder, task, replace(config, micro_batch=12), 5, place)
     model, parts = trainer.model.train(), trainer.args.gradient_accumulation_steps
     ours = copy.deepcopy(model)
     del ours.forward  # TRL's, bound to the other model
@@ -92,9 +89,8 @@ def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
     batch = next(iter(trainer.get_train_dataloader()))
     ids = [row["prompt"] for row in batch[:: trainer.num_generations]]
     groups = expected_groups(ours, trainer.processing_class, task, config, 5, ids)
-    assert sum(len({r.reward for r in g.rollouts}) > 1 for g in groups) >= 3
     trainer._prepare_inputs(batch)
-    assert model.training and len(batch) == 16 * (1 + (arm.split("+")[0] in ("sesa", "iid_sketches", "sequence")))
+    assert model.training and parts > 1
     moved(model)
     moved(ours)
     trainer.current_gradient_accumulation_steps = parts
@@ -102,9 +98,18 @@ def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
         trainer.compute_loss(model, part).backward()
     completions, advantages = with_advantages(groups, config.full_objective)
     sums = _policy_backward(ours, completions, advantages, pack(completions), config, config.full_objective, reference)
-    assert parts > 1 and sums["clip_ratio"] > 0.01
-    assert gradient(ours).abs().max() > 0.03
-    torch.testing.assert_close(gradient(model), gradient(ours), atol=1e-6, rtol=0)
+    return len(batch), groups, sums, gradient(ours), gradient(model)
+
+
+@pytest.mark.parametrize("arm", [*(f.__name__ for f in ONE_TURN), "sequential+unique", "sesa+unique+kl", "sequence"])
+def test_gradient_is_the_packed_loops(taught, tmp_path, arm):
+    task, folder = taught
+    config = replace(QUICK, arm="sesa", objective=Objective(reduction="sequence")) if arm == "sequence" else replace(QUICK, arm=arm)
+    rows, groups, sums, ours, trls = both_gradients(folder, task, config, tmp_path)
+    assert rows == 16 * (1 + (arm.split("+")[0] in ("sesa", "iid_sketches", "sequence")))
+    assert sum(len({r.reward for r in g.rollouts}) > 1 for g in groups) >= 3
+    assert sums["clip_ratio"] > 0.01 and ours.abs().max() > 0.03
+    torch.testing.assert_close(trls, ours, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("arm", ["parallel", "actions+kl", "iid_actions"])
@@ -114,30 +119,13 @@ def test_gradient_of_an_agent_is_the_packed_loops(tmp_path, arm):
     task.problems = [Problem(name) for name in "pqrs"]
     tokenizer = word_tokenizer(Walk.words, Walk.token_pattern)
     tokenizer.eos_token = "<pad>"
-    random_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    config = replace(QUICK, arm=arm, group_size=6, branch=2, micro_batch=12)
-    trainer = make_trainer(str(tmp_path / "model"), task, config, 5, tmp_path / "run")
-    model, parts = trainer.model.train(), trainer.args.gradient_accumulation_steps
-    ours = copy.deepcopy(model)
-    del ours.forward
-    reference = copy.deepcopy(ours)
-    batch = next(iter(trainer.get_train_dataloader()))
-    ids = [row["prompt"] for row in batch[:: trainer.num_generations]]
-    root = derive_seed(5, arm, 0)
-    problems = [next(p for p in task.problems if p.id == i) for i in ids]
-    groups = config.sampler(LocalEngine(ours, trainer.processing_class), task, problems, config.sampling, derive_seed(root, "rollouts"))
-    trainer._prepare_inputs(batch)
-    assert len(batch) == 24 and (arm == "parallel") == (sum(len(g.rollouts) for g in groups) == 24)
-    moved(model)
-    moved(ours)
-    trainer.current_gradient_accumulation_steps = parts
-    for part in trainer._buffered_inputs:
-        trainer.compute_loss(model, part).backward()
-    completions, advantages = with_advantages(groups, config.full_objective)
-    _policy_backward(ours, completions, advantages, pack(completions), config, config.full_objective, reference)
-    assert parts > 1 and gradient(ours).abs().max() > 0.03
-    torch.testing.assert_close(gradient(model), gradient(ours), atol=1e-6, rtol=0)
+    for part in (random_llama(len(tokenizer)), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    config = replace(QUICK, arm=arm, group_size=6, branch=2)
+    rows, groups, _, ours, trls = both_gradients(str(tmp_path / "model"), task, config, tmp_path / "run")
+    assert rows == 24 and (arm == "parallel") == (sum(len(g.rollouts) for g in groups) == 24)
+    assert ours.abs().max() > 0.03
+    torch.testing.assert_close(trls, ours, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("arm", ["sesa", "sequential+unique"])

@@ -23,6 +23,7 @@ from transformers import (
 
 from sesa.engines.local import LocalEngine, sample
 from sesa.sampling import Sampling, sequential
+from tests.conftest import TokenCounter
 
 WORDS = ["w1", "w1 w2 w3 w4 w5", "w3\nw4\nw5 w1 w2 w3 w4 w5", "w9 w9"]  # prompts of 1 to 15 tokens
 CHARS = ["abc\n", "a\n", "hello\nhi\n", "o", "abc"]
@@ -49,23 +50,6 @@ def small(model_class, config_class, vocabulary, **options):
             **{"initializer_range": 0.25, **options},
         )
     ).eval()
-
-
-class Counter:
-    """Counts the tokens that go through a model's forward, padding included."""
-
-    def __init__(self, model):
-        self.tokens = 0
-        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module, args, kwargs):
-        self.tokens += kwargs["input_ids"].numel()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.hook.remove()
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
@@ -310,7 +294,7 @@ def test_kept_caches_change_nothing(max_tokens, max_batch, char_lm):
 def test_only_new_tokens_are_computed(max_batch, char_lm):
     model, tokenizer = char_lm
     engine, fed = LocalEngine(model, tokenizer, max_batch), [0] * 6
-    with Counter(model) as counter:
+    with TokenCounter(model) as counter:
         for turn, (_, _, done) in enumerate(grow(engine, [6, 6, 6, 3, 2], start=["abc\n", "a\n", "hello\n", "o", "hi", "fg\n"])):
             new = [len(c.prompt_ids) - f for c, f in zip(done, fed, strict=False)]
             assert turn == 0 or max(new) <= 2  # the token that stopped it, or the last one of a cut-off answer and its line end
@@ -371,7 +355,7 @@ def test_shared_beginnings_change_nothing_and_save_work(char_lm):
     a, b = "abcdefgh" * 5, "hijk" * 10  # 40 characters each
     prompts = [a + "\n", a + "abc", b, a, b + "ij", "c"]
     labels = ["a", "a", "b", "a", "b", "c"]
-    with Counter(model) as counter:
+    with TokenCounter(model) as counter:
         apart = generate(LocalEngine(model, tokenizer), prompts, share=range(6))
         full, counter.tokens = counter.tokens, 0
         assert_same(generate(LocalEngine(model, tokenizer), prompts, share=labels), apart)
@@ -385,7 +369,7 @@ def test_equal_prompts_share_without_labels(char_lm):
     model, tokenizer = char_lm
     prompt = "abcdefgh" * 5
     alone = [generate(LocalEngine(model, tokenizer), [prompt], [s])[0] for s in range(5)]
-    with Counter(model) as counter:
+    with TokenCounter(model) as counter:
         assert_same(generate(LocalEngine(model, tokenizer), [prompt] * 5), alone)
     assert counter.tokens == 39 + 5 + 5 * (max(len(c.ids) for c in alone) - 1)
 
@@ -448,9 +432,9 @@ def test_a_tree_equals_fresh_engines_and_computes_only_new_tokens(max_batch, cha
     for turn in range(7):
         labels, prompts = map(list, zip(*live, strict=True))
         seeds = [1000 * turn + i for i in range(len(live))]
-        with Counter(model) as ours:
+        with TokenCounter(model) as ours:
             done = generate(engine, prompts, seeds, share=labels)
-        with Counter(model) as fresh:
+        with TokenCounter(model) as fresh:
             expected = generate(LocalEngine(model, tokenizer, max_batch), prompts, seeds, share=labels)
         assert_same(done, expected, atol=1e-4)
         assert [tokenizer.decode(c.prompt_ids) for c in done] == prompts
@@ -469,7 +453,7 @@ def test_after_forgetting_all_is_computed_anew(char_lm):
     engine, prompts = LocalEngine(model, tokenizer), ["abc\n" * 5, "a\n", "hello\n" * 3]
     computed = []
     for _ in range(2):
-        with Counter(model) as counter:
+        with TokenCounter(model) as counter:
             first = generate(engine, prompts, [1, 2, 3], max_tokens=30, share="xyz")
         computed.append(counter.tokens)
         generate(engine, [p + "b\n" for p in prompts], [4, 5, 6], max_tokens=30, share="xyz")

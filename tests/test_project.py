@@ -155,6 +155,24 @@ def test_the_readme_says_what_the_committed_claims_say():
     assert "@@" not in readme
 
 
+def test_the_readmes_numbers_of_training_are_those_of_the_study():
+    """"pass@1 / pass@16" of each arm that a row of its table names, and of the recovery below it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("In plain words, of reinforcement learning")[1].split("Of sampling alone")[0]
+    table, below = text.rsplit("|\n", 1)
+    ablation, branches = (pd.read_csv(ROOT / "figures" / "study" / f"06_{name}.csv").set_index("arm") for name in ("ablation", "branches"))
+
+    def pair(row):
+        return f"{row['pass@1 mean']:.2f} / {row['pass@16 mean']:.2f}"
+
+    rows = re.findall(r"^\| (.*?) \| ([0-9./, ]+) \|", table, re.MULTILINE)
+    named = [(re.findall(r"`(.*?)`", arms) or ["(warm start)"], pairs.split(", ")) for arms, pairs in rows]
+    assert len(named) == 7 and sum(len(arms) for arms, _ in named) == 9
+    assert [pairs for _, pairs in named] == [[pair(ablation.loc[arm]) for arm in arms] for arms, _ in named]
+    widest, collapsed = branches.loc["sequential+replay+unique+distill"], ablation.loc["parallel"]
+    assert f"({pair(collapsed)} to {pair(widest)}; the ratio from {collapsed['ratio mean']:.2f} to {widest['ratio mean']:.2f}," in below
+    assert f"a plain KL term among them ({pair(branches.loc['parallel+kl'])})" in below
+
+
 def test_the_learning_rates_of_laptop_are_those_that_the_study_found():
     """By the rule that notebook 06 states: the mean of pass@1 and pass@16 over the last three probes and all tuning seeds."""
     tuning = pd.read_csv(ROOT / "figures" / "study" / "records" / "06_tuning.csv")

@@ -279,39 +279,6 @@ def dies_at(call, function):
     return deadly
 
 
-def test_a_run_killed_after_a_step_without_an_update_ends_the_same(fresh, tmp_path, monkeypatch):
-    """The weights are then those of the step before, so that its caches would still be good: they must not be used."""
-    task, model, tokenizer = fresh
-    config = replace(QUICK, arm="sequential", steps=6, problems_per_step=len(task.problems), filter_groups=True, checkpoint_every=1, probe_every=1)
-    grade = task.grade
-    monkeypatch.setattr(task, "grade", lambda problem, text: replace(grade(problem, text), reward=1.0))  # no signal until step 3
-    draws = []
-
-    def rewarding(step_function):
-        def step(model, engine, task, problems, probe_on, arms, seed, number, *rest):
-            if number == 3:
-                monkeypatch.setattr(task, "grade", grade)
-            draws.append(number)
-            return step_function(model, engine, task, problems, probe_on, arms, seed, number, *rest)
-
-        return step
-
-    original = training._step
-    again = copy.deepcopy(model)
-    monkeypatch.setattr(training, "_step", rewarding(original))
-    whole = train(model, tokenizer, task, task.problems, config, 0, tmp_path / "a")
-    assert "grad_norm" not in whole.columns or whole["grad_norm"][:3].isna().all()
-    monkeypatch.setattr(task, "grade", lambda problem, text: replace(grade(problem, text), reward=1.0))
-    monkeypatch.setattr(training, "_step", dies_at(3, rewarding(original)))
-    with pytest.raises(ZeroDivisionError):
-        train(copy.deepcopy(again), tokenizer, task, task.problems, config, 0, tmp_path / "b")
-    monkeypatch.setattr(training, "_step", rewarding(original))
-    resumed = train(again, tokenizer, task, task.problems, config, 0, tmp_path / "b")
-    assert draws == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
-    pd.testing.assert_frame_equal(resumed, whole)
-    assert torch.equal(weights(model), weights(again))
-
-
 def test_a_switch_to_kl_needs_a_reference(fresh, tmp_path):
     task, model, tokenizer = fresh
     with pytest.raises(ValueError, match="reference"):
