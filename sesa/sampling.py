@@ -19,7 +19,8 @@ A group never holds more than U = G trajectories. For `parallel` an agent plays 
 The engine and the task come in from outside: this file knows no torch and no task.
 
 Not stated in what is known of the paper, and so our choice: an expansion sees its own sketch only; duplicates stay in the group as
-they come; and of the tree who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all, for lists longer than the context.
+they come; in a tree, who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all,
+for lists longer than the context.
 """
 
 from collections.abc import Sequence
@@ -154,6 +155,9 @@ def iid_sketches(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampl
 def actions(engine: Engine, task: Environment, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
     """A tree of trajectories per problem: at a state up to k different actions, each proposed in view of those before it: a_j ~
     π(· | s, a_1 .. a_{j-1}).  (The paper's sampling at the level of actions, with its cap U = `cfg.group_size` on trajectories.)
+
+    Returns one group per problem, of 1 to U trajectories, sorted by where they branched. The state of a branch is that of its parent: an
+    environment hands out values. Fewer than U: the policy repeated itself, or the game was over before there was room for more.
     """
     return _explore(engine, task, problems, cfg, seed, starts=1, branch=cfg.branch, sees=True)
 
