@@ -58,10 +58,12 @@ def rate_scores(table: pd.DataFrame, by: str = "rate") -> pd.DataFrame:
     return last.assign(score=(last["pass@1"] + last["pass@16"]) / 2).pivot_table(index="arm", columns=by, values="score", sort=False)
 
 
-def answers(model, tokenizer, task: Any, sampler: Callable, seed: int, samples: int, temperature: float = 1.0) -> list[Group]:
-    """`samples` answers to every held-out problem."""
+def answers(
+    model, tokenizer, task: Any, sampler: Callable, seed: int, samples: int, temperature: float = 1.0, problems: int | None = None
+) -> list[Group]:
+    """`samples` answers to each of the first `problems` held-out problems; None: all."""
     cfg = Sampling(group_size=samples, temperature=temperature)
-    return sampler(LocalEngine(model, tokenizer), task, task.held_out, cfg, derive_seed(seed, "evaluation", str(temperature)))
+    return sampler(LocalEngine(model, tokenizer), task, task.held_out[:problems], cfg, derive_seed(seed, "evaluation", str(temperature)))
 
 
 def scores(groups: list[Group], ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
@@ -92,10 +93,12 @@ def tiny_lm(
     }
     inputs = json.loads(json.dumps(inputs))
     folder = home() / "runs" / "models" / f"tiny-{type(task).__name__.lower()}-{hash_of(inputs)}"
-    if not _is_whole(folder, inputs):
-        with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
-            model, tokenizer = _train(task, seed, config, warm_start)
-        _save(folder, model, tokenizer, inputs)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of processes that need the same model one trains it, and the others wait
+        if not _is_whole(folder, inputs):
+            with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
+                model, tokenizer = _train(task, seed, config, warm_start)
+            _save(folder, model, tokenizer, inputs)
     return LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -164,8 +167,7 @@ def text_loss_backward(
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, inputs: dict) -> None:
-    """Writes to a temporary folder, manifest last, and renames it. If another process was faster, its equal model stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Writes to a temporary folder, manifest last, and renames it."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         part = Path(temporary) / "model"
         with writing(folder):
@@ -173,13 +175,9 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
             tokenizer.save_pretrained(part)
         files = {p.name: sha256(p) for p in sorted(part.iterdir())}
         write_atomic(part / "manifest.json", json.dumps({"inputs": inputs, "sha256": files, **origin()}, indent=1) + "\n")
-        if folder.exists() and not _is_whole(folder, inputs):
+        if folder.exists():  # damaged, or made from something else
             shutil.rmtree(folder)
-        try:
-            part.rename(folder)
-        except OSError:  # not empty: another process was faster
-            if not _is_whole(folder, inputs):
-                raise
+        part.rename(folder)
 
 
 def _is_whole(folder: Path, inputs: dict) -> bool:

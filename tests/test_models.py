@@ -8,17 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from sesa import models
 from sesa.engines.local import LocalEngine
 from sesa.metrics import kl_divergence
 from sesa.models import TinyConfig, WarmStart, report, text_loss_backward, text_probabilities, tiny_lm, word_tokenizer
@@ -125,7 +128,7 @@ def test_second_time_from_the_cache(empty_home):
     text = "go\na b\nc"
     assert tokenizer.encode(text) == tokenizer_again.encode(text) == word_tokenizer(Toy().words, Toy.token_pattern).encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert not model.training and not list((empty_home / "runs" / "models").glob(".*"))
+    assert not model.training and not list((empty_home / "runs" / "models").glob(".*/"))
 
 
 def test_equal_arguments_equal_weights_bit_for_bit(tmp_path, monkeypatch):
@@ -147,7 +150,7 @@ def test_other_arguments_other_models(empty_home):
         toy_lm(task=Toy(ToyConfig("abcde"))),
     ]
     assert not any(torch.equal(base, model.state_dict()["lm_head.weight"]) for model, _ in others)
-    assert len(list((empty_home / "runs" / "models").iterdir())) == 5
+    assert len(list((empty_home / "runs" / "models").glob("*/"))) == 5
 
 
 def edit(name, change):
@@ -209,20 +212,19 @@ def test_leftovers_of_a_killed_run_do_not_matter(empty_home):
     assert (folder / "manifest.json").is_file()
 
 
-def test_another_process_was_faster(empty_home, monkeypatch):
-    """The other's equal model appears at the last moment, just before ours is renamed: it stays, and nobody fails."""
+def test_of_processes_that_need_a_model_one_trains_it(empty_home, monkeypatch):
+    """While another trains, ours waits; then it reads what the other left."""
     model, _ = toy_lm()
-    kept = empty_home / "kept"
-    the_folder(empty_home).rename(kept)
-    rename = Path.rename
-
-    def late(self, target):
-        if not target.exists():
-            shutil.copytree(kept, target)
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", late)
-    assert_equal_weights(model, toy_lm()[0])
+    folder, kept = the_folder(empty_home), empty_home / "kept"
+    folder.rename(kept)
+    monkeypatch.setattr(models, "_train", lambda *_: pytest.fail("trained a second time"))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            ours = pool.submit(toy_lm)
+            with pytest.raises(TimeoutError):
+                ours.result(timeout=0.5)
+            kept.rename(folder)
+        assert_equal_weights(model, ours.result(timeout=60)[0])
 
 
 @pytest.mark.parametrize("micro_batch", [12, 2])
@@ -381,7 +383,7 @@ def test_a_full_disk_while_the_model_is_saved_is_said_and_leaves_nothing(tmp_pat
         [sys.executable, "-c", FULL_DISK], env={**os.environ, "SESA_HOME": str(tmp_path)}, capture_output=True, text=True
     )
     assert "could not write" in done.stdout and "run the same command again" in done.stdout, done.stderr
-    assert list((tmp_path / "runs" / "models").iterdir()) == []
+    assert list((tmp_path / "runs" / "models").glob("*/")) == []
 
 
 def test_report_by_hand():
