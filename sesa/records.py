@@ -20,6 +20,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -53,7 +54,8 @@ def sources_behind(code: str) -> set[Path]:
     return found | {p for p in (ROOT / "data").glob("*.csv") if p.name in everything}
 
 
-def _imported(code: str) -> set[str]:
+@cache
+def _imported(code: str) -> frozenset[str]:
     """All modules that Python source imports, and all that may be one: `from a import b` gives a and a.b."""
     names = set()
     for node in ast.walk(ast.parse(code)):
@@ -61,7 +63,7 @@ def _imported(code: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def fingerprint(files: Iterable[Path], *texts: str) -> str:
@@ -89,6 +91,7 @@ def _pins(packages: set[str]) -> list[str]:
     return [line for line in lines if re.split("[=~<> ]", line)[0].replace("-", "_").lower() in packages]
 
 
+@cache
 def _essence(code: str) -> str:
     """Python source without comments, docstrings and layout: a better explanation makes no result stale."""
     tree = ast.parse(code)

@@ -382,7 +382,9 @@ def test_notebook_is_valid_and_kept_without_outputs(notebook):
 
 @pytest.mark.parametrize("notebook", REAL)
 def test_notebook_code_cells_are_short(notebook):
-    assert [c.source for c in code_cells(notebook) if len(c.source.splitlines()) > 25] == []
+    """But for the parameters, which are a list of values."""
+    cells = [c for c in code_cells(notebook) if "parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in cells if len(c.source.splitlines()) > 25] == []
 
 
 @pytest.mark.parametrize("notebook", REAL)
