@@ -316,6 +316,21 @@ def test_a_call_that_does_not_continue_starts_anew(char_lm):
         assert_same(generate(engine, prompts), generate(LocalEngine(model, tokenizer), prompts))
 
 
+def test_where_rows_end_the_others_go_on_in_their_chunks(char_lm):
+    """Those behind move up, over the borders of chunks, as trajectories do when one ends: still only what is new is computed."""
+    model, tokenizer = char_lm
+    engine, live = LocalEngine(model, tokenizer, max_batch=4), [(f"p{i // 3}", f"{text}\n") for i, text in enumerate((CHARS * 3)[:12])]
+    for turn in range(4):
+        labels, prompts = map(list, zip(*live, strict=True))
+        seeds = [1000 * turn + i for i in range(len(live))]
+        with TokenCounter(model) as counter:
+            done = generate(engine, prompts, seeds, share=labels, max_tokens=2)
+        assert turn == 0 or counter.tokens <= 4 * len(live)  # a new line, at most, and an answer
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds, max_tokens=2), atol=1e-4)
+        live = [(label, f"{prompt}{c.text}\n") for (label, prompt), c in zip(live, done, strict=True)]
+        del live[turn], live[-1]
+
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 

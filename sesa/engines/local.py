@@ -60,7 +60,7 @@ class LocalEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 512):
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        self._kept: dict[int, _Rows] = {}  # of the last call, by chunk of max_batch rows
+        self._kept: list[_Rows] = []  # of the last call, a chunk each
         self._weights = None
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self._stops: dict[str, torch.Tensor] = {}
@@ -89,18 +89,26 @@ class LocalEngine:
             raise ValueError(f"temperature must be >= 0 and top_p in (0, 1], not {temperature} and {top_p}")
         weights = self._fingerprint()
         if weights != self._weights:
-            self._kept, self._weights = {}, weights
-        completions, self._kept, kept = [], {}, self._kept
+            self._kept, self._weights = [], weights
+        completions: list[Completion | None] = [None] * len(prompts)
+        self._kept, kept = [], self._kept
         training = self.model.training
         if training:
             self.model.eval()
         try:
-            for chunk, start in enumerate(range(0, len(prompts), self.max_batch)):
-                part = slice(start, start + self.max_batch)
-                rows = self._continue(kept.pop(chunk, None), prompts[part], share[part]) or self._start(prompts[part], share[part])
+            chunks = self._chunks(kept, prompts, share)
+            kept += [None] * (len(chunks) - len(kept))
+            for i, part in enumerate(chunks):
+                before, kept[i] = kept[i], None  # what is not needed any more makes room
+                if not part:
+                    continue
+                theirs, labels = [prompts[r] for r in part], [share[r] for r in part]
+                rows = self._continue(before, theirs, labels) or self._start(theirs, labels)
                 logits = self._feed(rows)
-                completions += self._decode(rows, logits, seeds[part], stop, max_tokens, temperature, top_p)
-                self._kept[chunk] = rows
+                drawn = self._decode(rows, logits, [seeds[r] for r in part], stop, max_tokens, temperature, top_p)
+                for r, completion in zip(part, drawn, strict=True):
+                    completions[r] = completion
+                self._kept.append(rows)
         finally:
             if training:
                 self.model.train()
@@ -108,9 +116,31 @@ class LocalEngine:
 
     def forget(self) -> None:
         """Drops the kept caches: what is computed next does not depend, not even by rounding, on what was computed before."""
-        self._kept = {}
+        self._kept = []
 
     # -------------------------------------------------------------------------------------------------- before decoding
+
+    def _chunks(self, kept: list[_Rows], prompts: Sequence[str], labels: Sequence[object]) -> list[list[int]]:
+        """The prompts in chunks of at most max_batch rows: as they stand; or, where trajectories have ended or branched and others moved
+        up, each with the kept chunk that it goes on from."""
+        as_they_stand = [list(range(i, min(i + self.max_batch, len(prompts)))) for i in range(0, len(prompts), self.max_batch)]
+        texts = [rows.texts[place] if place < len(rows.texts) else None for rows in kept for place in range(self.max_batch)]
+        if len(kept) < 2 or all(text is not None and prompt.startswith(text) for prompt, text in zip(prompts, texts, strict=False)):
+            return as_they_stand
+        homes: dict[object, list[int]] = {}
+        for chunk, rows in enumerate(kept):
+            for label in dict.fromkeys(rows.labels):
+                homes.setdefault(label, []).append(chunk)
+        chunks: list[list[int]] = [[] for _ in kept]
+        for i, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+            of_label = homes.get(label)
+            if of_label is None:
+                return as_they_stand
+            if len(of_label) > 1:
+                reach = {c: max(kept[c].common(r, prompt)[0] for r, x in enumerate(kept[c].labels) if x == label) for c in of_label}
+                of_label = [max(reach, key=reach.__getitem__)]
+            chunks[of_label[0]].append(i)
+        return chunks if max(map(len, chunks)) <= self.max_batch else as_they_stand
 
     def _continue(self, rows: _Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> _Rows | None:
         """The kept rows with what the prompts add to them, each cut back to where the two agree; None if a prompt goes on from none."""
