@@ -89,6 +89,28 @@ def strategies(task: Any, groups: list[Group]) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("strategy").sum().sort_values("used", ascending=False, kind="stable").reset_index()
 
 
+def sketch_values(model, tokenizer, task: Any, seed: int, samples: int) -> pd.DataFrame:
+    """What a choice of sketch is worth: of every held-out problem, how often an expansion is right, by its `favourite` sketch (the first of
+    `task.sketches`), by a `random` one, and by its `best`, which is chosen by one half of the samples and measured on the other."""
+    sketches = [(problem, sketch) for problem in task.held_out for sketch in task.sketches(problem)]
+    drawn = [(problem, sketch, i) for problem, sketch in sketches for i in range(samples)]
+    completions = LocalEngine(model, tokenizer).generate(
+        [task.expand_prompt(problem, sketch) for problem, sketch, _ in drawn],
+        seeds=[derive_seed(seed, "value", problem.id, sketch, i) for problem, sketch, i in drawn],
+        stop=task.stop,
+        max_tokens=task.max_tokens,
+        share=[problem.id for problem, *_ in drawn],
+    )
+    right = np.array([task.grade(d[0], c.text).solved for d, c in zip(drawn, completions, strict=True)]).reshape(-1, samples)
+    owner, rows = np.array([problem.id for problem, _ in sketches]), []
+    for i, problem in enumerate(task.held_out):
+        mine = right[owner == problem.id]
+        halves = mine[:, ::2].mean(axis=1), mine[:, 1::2].mean(axis=1)
+        best = np.mean([there[here == here.max()].mean() for here, there in (halves, halves[::-1])])
+        rows.append({"problem": i, "favourite": mine[0].mean(), "random": mine.mean(), "best": best})
+    return pd.DataFrame(rows).round(6)
+
+
 def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "arm") -> pd.DataFrame:
     """Of every arm the means of the columns with 95% intervals, over seeds and problems: a row per arm, columns (column, mean|low|high).
 

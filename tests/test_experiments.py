@@ -12,6 +12,7 @@ from sesa.arms import Training
 from sesa.engines import Completion
 from sesa.experiments import answers, differences, independent, probes, rate_scores, readable, scores, strategies, summary, trained
 from sesa.sampling import Group, Rollout, iid_sketches, parallel
+from sesa.tasks import Grade
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 
@@ -53,6 +54,31 @@ def test_strategies_of_countdown_by_hand():
     assert table.loc["3*7"].to_dict() == {"used": 3, "right": 2, "follows": 1}
     assert table.loc["5+7"].to_dict() == {"used": 1, "right": 0, "follows": 1}
     assert table.loc["(none)"].to_dict() == {"used": 1, "right": 0, "follows": 0}
+
+
+def test_a_sketch_is_chosen_by_one_half_of_the_samples_and_measured_on_the_other(monkeypatch):
+    """A model that is right as often as a coin by every sketch has no best one; one that knows some first operations has."""
+    task = CountdownTask(CountdownConfig(train=4, held_out=12))
+    useful = {task.expand_prompt(p, s) for p in task.held_out for s in task.useful(p)}
+
+    class Coin:
+        def __init__(self, knows, _):
+            self.knows = knows
+
+        def generate(self, prompts, *, seeds, share, **_):
+            assert len(set(seeds)) == len(seeds) == len(share)
+            rng = np.random.default_rng(0)
+            marks = [prompt in useful if self.knows else bool(rng.random() < 0.5) for prompt in prompts]
+            return [Completion("right" if mark else "wrong", True) for mark in marks]
+
+    monkeypatch.setattr(experiments, "LocalEngine", Coin)
+    monkeypatch.setattr(task, "grade", lambda _, text: Grade(0.0, None, text == "right"))
+    coin = experiments.sketch_values(False, None, task, 0, samples=40).set_index("problem")
+    assert (abs(coin.mean() - 0.5) < 0.06).all() and coin["best"].max() < 0.9
+    knows = experiments.sketch_values(True, None, task, 0, samples=4).set_index("problem")
+    assert (knows["best"] == 1).all()
+    assert knows["random"].tolist() == pytest.approx([len(task.useful(p)) / len(task.sketches(p)) for p in task.held_out], abs=1e-6)
+    assert knows["favourite"].tolist() == [float(task.sketches(p)[0] in task.useful(p)) for p in task.held_out]
 
 
 def test_rate_scores_are_means_over_the_last_three_probes():

@@ -133,28 +133,31 @@ def test_every_plan_is_right_at_full_skill():
             assert task.strategy(p, text) == task.sketch_key(p, name)
 
 
-def test_wrong_attempts_have_one_slip_and_follow_their_plan():
-    task, rng, sizes = MathTask(MathConfig(skill=0)), np.random.default_rng(7), set()
+def test_without_skill_every_step_is_wrong_and_still_follows_its_plan():
+    task, rng, sizes, others = MathTask(MathConfig(skill=0)), np.random.default_rng(7), set(), 0
     for p in PROBLEMS[::2]:
         for name in TASK.sketches(p):
             text = task.attempt(p, name, rng)
-            grade = task.grade(p, text)
-            assert grade == Grade(0.0, text, False)
-            assert false_steps(text) == 1, text
-            assert task.strategy(p, text) == name
+            assert false_steps(text) == text.count(";")
+            others += task.strategy(p, text) != name
             assert max(map(int, re.findall(r"\d+", text))) <= TOP and "-" not in text.replace(f"{p.numbers[-1]}-", "")
             for step in text.split(";")[:-1]:
                 asked, result = step.split("=")
                 sizes.add(int(result) - value(asked) // 1)
-    assert sizes == {-10, -2, -1, 0, 1, 2, 10}
+    assert sizes == {-10, -2, -1, 1, 2, 10}
+    assert others <= 10  # of thousands: a wrong result may be what another plan adds
 
 
-@pytest.mark.parametrize("skill", [0.3, 0.8])
-def test_the_right_share_is_the_skill(skill):
-    task, rng = MathTask(MathConfig(skill=skill)), np.random.default_rng(8)
-    for kind in PLANS:
-        right = [task.grade(p, task.attempt(p, name, rng)).solved for p in PROBLEMS[:800] if p.kind == kind for name in task.sketches(p)]
-        assert abs(np.mean(right) - skill) < 4 * sqrt(skill * (1 - skill) / len(right))
+@pytest.mark.parametrize("skill", [0.6, 0.9])
+def test_a_plan_of_n_steps_is_carried_out_without_a_slip_with_probability_skill_to_the_n(skill):
+    """But for slips that led out of the numbers there are, which are drawn again: small problems have few."""
+    task, rng = MathTask(MathConfig(skill=skill, largest=6)), np.random.default_rng(8)
+    clean, expected = [], []
+    for p in [p for p in PROBLEMS if p.kind == "sum"][:400]:
+        for name in task.sketches(p):
+            clean.append(false_steps(task.attempt(p, name, rng)) == 0)
+            expected.append(skill ** p.work(name)[0].count(";"))
+    assert abs(sum(clean) - sum(expected)) < 4 * sqrt(sum(e * (1 - e) for e in expected)) + 0.02 * len(clean)
 
 
 def test_the_favourites_of_brackets_and_equations_take_more_steps():

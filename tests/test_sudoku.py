@@ -260,8 +260,8 @@ def test_sketch_keys():
 
 
 @pytest.mark.parametrize("skill", [0.0, 0.3, 1.0])
-def test_attempts_are_right_as_often_as_skill_says(skill):
-    task = SudokuTask(SudokuConfig(skill=skill, train=1, held_out=1))
+def test_attempts_with_mistakes_anywhere_are_right_as_often_as_skill_says(skill):
+    task = SudokuTask(SudokuConfig(skill=skill, mistakes="anywhere", train=1, held_out=1))
     rng = np.random.default_rng(1)
     texts = [(p, task.attempt(p, task.sketches(p)[rng.integers(len(task.sketches(p)))], rng)) for p in MANY]
     grades = [task.grade(p, text) for p, text in texts]
@@ -274,9 +274,36 @@ def test_attempts_are_right_as_often_as_skill_says(skill):
         assert set(wrong) >= {1, 2, 3, 4} and min(wrong) == 1
 
 
+@pytest.mark.parametrize("skill", [0.0, 0.4, 1.0])
+def test_guesses_go_wrong_where_several_digits_fit_and_only_there(skill):
+    """So an attempt is right with probability skill ** (cells of its order that nothing forces): the order matters."""
+    task = SudokuTask(SudokuConfig(skill=skill, train=1, held_out=1, empty=(9, 12)))
+    rng, solved, expected, guesses = np.random.default_rng(3), [], [], []
+    for p in problems(task, 300):
+        for sketch in task.sketches(p):
+            text, cells, free = task.attempt(p, sketch, rng), p.cells, 0
+            for i, digit in zip(cells_of(4, text), text[2::3], strict=True):
+                fitting = {d for d in "1234" if naive_fits(4, cells, i, d)} if p.cells[i] == "." else {p.cells[i]}
+                assert digit in fitting
+                if len(fitting) > 1:
+                    guesses.append(digit == p.solution[i])
+                if digit != p.solution[i]:
+                    break
+                cells = cells[:i] + digit + cells[i + 1 :]
+            right = p.cells
+            for i in cells_of(4, text):
+                free += p.cells[i] == "." and sum(naive_fits(4, right, i, d) for d in "1234") > 1
+                right = right[:i] + p.solution[i] + right[i + 1 :]
+            solved.append(task.grade(p, text).solved)
+            expected.append(skill**free)
+    assert abs(sum(guesses) - skill * len(guesses)) <= 4 * sqrt(len(guesses) * skill * (1 - skill))
+    assert abs(sum(solved) - sum(expected)) <= 4 * sqrt(sum(e * (1 - e) for e in expected))
+    assert len(guesses) > 2000 and (skill != 0.4 or 0.1 < sum(solved) / len(solved) < 0.5)
+
+
 def test_a_first_slip_clashes_only_where_it_must():
     """The first wrong digit is one of the candidates of its moment, wherever there is a wrong one among them."""
-    task = SudokuTask(SudokuConfig(skill=0.0, train=1, held_out=1, empty=(8, 12)))
+    task = SudokuTask(SudokuConfig(skill=0.0, mistakes="anywhere", train=1, held_out=1, empty=(8, 12)))
     rng, guesses, forced = np.random.default_rng(2), 0, 0
     for p in problems(task, 300):
         text, cells = task.attempt(p, "r1", rng), p.cells

@@ -63,7 +63,7 @@ class GeneratedConfig:
     form: str = "compact"
     train: int = 256  # problems
     held_out: int = 128  # problems
-    skill: float = 0.5  # of the warm start's demonstrations: the probability of doing the right thing; of a whole puzzle, of one action
+    skill: float = 0.5  # of the warm start's demonstrations: the probability of doing the right thing; of what, each task says
 
     def __post_init__(self):
         if self.form not in FORMS:
@@ -172,8 +172,7 @@ class Puzzle(Generated):
 
     @abstractmethod
     def attempt(self, problem: Any, sketch: str, rng: np.random.Generator) -> str:
-        """A solution in the compact form that follows `sketch`; if the sketch allows it, right with probability `config.skill`,
-        else wrong."""
+        """A solution in the compact form that follows `sketch`, with mistakes: how often, `config.skill` says, and of what, each task."""
 
     @abstractmethod
     def grade(self, problem: Any, text: str) -> Grade: ...

@@ -168,16 +168,12 @@ class MathTask(Puzzle):
         return problem.names().get(text.strip()) if self.config.form == "compact" else words_of(text)
 
     def attempt(self, problem: Problem, sketch: str, rng: np.random.Generator) -> str:
-        """A wrong one has one slip, by 1, 2 or 10, that costs the answer."""
-        text, _ = problem.work(sketch)
-        if rng.random() < self.config.skill:
-            return text
-        n = text.count(";")
+        """Every step is right with probability `skill`, else off by 1, 2 or 10, so that a plan of many steps goes wrong more often. Anew
+        if a slip leads out of 0..TOP, or to too many steps."""
         while True:
-            at, by = rng.integers(n), SLIPS[rng.integers(len(SLIPS))]
-            wrong = problem.work(sketch, lambda step, exact, at=at, by=by: exact + by * int(step == at))
-            if wrong and wrong[1] != problem.answer:
-                return wrong[0]
+            done = problem.work(sketch, lambda _, exact: exact + SLIPS[rng.integers(len(SLIPS))] * int(rng.random() >= self.config.skill))
+            if done:
+                return done[0]
 
     def strategy(self, problem: Problem, text: str) -> str | None:
         """The first plan that asks for these very operations, given the results that the text itself claims. None of a chat's free text."""

@@ -29,6 +29,7 @@ MOST_EMPTY = {4: 12, 9: 55}  # 4x4: no puzzle has fewer than 4 givens; 9x9: cell
 class SudokuConfig(PuzzleConfig):
     size: int = 4  # rows: 4 or 9
     empty: tuple[int, int] = (4, 8)  # cells, (least, most)
+    mistakes: str = "guesses"  # of a demonstration: "guesses", at cells that nothing forces; "anywhere", so that all orders are as good
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,6 +37,8 @@ class SudokuConfig(PuzzleConfig):
             raise ValueError(f"size is 4 or 9 rows, not {self.size}")
         if len(self.empty) != 2 or not 1 <= self.empty[0] <= self.empty[1] <= MOST_EMPTY[self.size]:
             raise ValueError(f"empty is (least, most) cells, from 1 to {MOST_EMPTY[self.size]} at size {self.size}, not {self.empty}")
+        if self.mistakes not in ("guesses", "anywhere"):
+            raise ValueError(f"mistakes is guesses or anywhere, not {self.mistakes!r}")
 
 
 @cache
@@ -158,14 +161,16 @@ class SudokuTask(Puzzle):
         return count / len(problem.orders[sketch])
 
     def attempt(self, problem: Sudoku, sketch: str, rng: np.random.Generator) -> str:
-        """With probability 1 - skill some cells (about two) are guessed wrong, if possible without a clash; the rest goes on from there."""
+        """With mistakes "guesses": where several digits fit, the right one with probability `skill`, else another that fits. "anywhere": with
+        probability 1 - skill some cells (about two) are wrong, if possible without a clash. What follows a mistake goes on from it."""
         cells, order, slips = list(problem.cells), problem.orders[sketch], []
-        if rng.random() >= self.config.skill:
+        if self.config.mistakes == "anywhere" and rng.random() >= self.config.skill:
             slips = [order[rng.integers(len(order))], *(cell for cell in order if rng.random() * len(order) < 1)]
         for cell in order:
             right, fitting = problem.solution[cell], candidates(cells, cell)
+            slip = cell in slips or self.config.mistakes == "guesses" and len(fitting) > 1 and rng.random() >= self.config.skill
             options = [right] if right in fitting or not fitting else fitting  # what is right, as long as it fits
-            if cell in slips:
+            if slip:
                 options = [d for d in fitting if d != right] or [d for d in DIGITS[: self.size] if d != right]
             cells[cell] = options[rng.integers(len(options))]
         return self._written(cells, walks(self.size)[sketch])
