@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.arms import Training
 from sesa.engines.local import LocalEngine
-from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k
+from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k, sample_entropy
 from sesa.models import TinyConfig, WarmStart, tiny_lm
 from sesa.runs import derive_seed, home
-from sesa.sampling import Group, Sampling, parallel
+from sesa.sampling import Group, Sampling, iid_sketches, parallel
 from sesa.training import run_folder, train
 
 
@@ -47,15 +47,18 @@ def probes(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[metrics["pass@1"].notna()].drop(columns=["loss", "grad_norm"], errors="ignore").rename(columns={"arm": "active arm"}).round(6)
 
 
+STARTS = {"warm start": parallel, "warm start, sketched": iid_sketches}  # not trained; asked for a solution, or for a sketch first
+
+
 def independent(arm: str) -> Callable:
-    """The sampler by which a policy that was trained by this arm answers without a history; of the warm start it is `parallel`."""
-    return parallel if arm == "warm start" else Training(arm).independent
+    """The sampler by which a policy that was trained by this arm, or is one of STARTS, answers without a history."""
+    return STARTS[arm] if arm in STARTS else Training(arm).independent
 
 
-def rate_scores(table: pd.DataFrame, by: str = "rate") -> pd.DataFrame:
-    """Of a search: a row per arm, a column per value of `by`: the mean of pass@1 and pass@16 over the last three probes."""
+def rate_scores(table: pd.DataFrame, by: str = "rate", columns: Sequence[str] = ("pass@1", "pass@16")) -> pd.DataFrame:
+    """Of a search: a row per arm, a column per value of `by`: the mean of `columns` over the last three probes."""
     last = table[table["step"].isin(sorted(table["step"].unique())[-3:])]
-    return last.assign(score=(last["pass@1"] + last["pass@16"]) / 2).pivot_table(index="arm", columns=by, values="score", sort=False)
+    return last.assign(score=last[list(columns)].mean(axis=1)).pivot_table(index="arm", columns=by, values="score", sort=False)
 
 
 def answers(
@@ -66,14 +69,17 @@ def answers(
     return sampler(LocalEngine(model, tokenizer), task, task.held_out[:problems], cfg, derive_seed(seed, "evaluation", str(temperature)))
 
 
-def scores(groups: list[Group], ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)) -> pd.DataFrame:
-    """Of independent answers, a row per problem: pass@k for each k (unbiased), the mean reward and the share of distinct answers."""
+def scores(task: Any, groups: list[Group], ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)) -> pd.DataFrame:
+    """Of independent answers, a row per problem: pass@k for each k (unbiased), the mean reward, the share of distinct answers, and how many
+    strategies they use: exp of the entropy over `task.strategy`, so that 1 is always the same; 0: none uses any."""
     rows = []
     for i, group in enumerate(groups):
         n, right = len(group.rollouts), sum(r.solved for r in group.rollouts)
         row = {"problem": i, "reward": np.mean([r.reward for r in group.rollouts])}
         row |= {f"pass@{k}": pass_at_k(n, right, k) for k in ks if k <= n}
-        rows.append(row | {"distinct": distinct_fraction([r.key for r in group.rollouts])})
+        used = [name for r in group.rollouts if (name := task.strategy(group.problem, r.text)) is not None]
+        row["distinct"] = distinct_fraction([r.key for r in group.rollouts])
+        rows.append(row | {"strategies": np.exp(sample_entropy(used)) if used else 0.0})
     return pd.DataFrame(rows).round(6)
 
 

@@ -21,8 +21,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
 GREY = "#777777"
-ARM_COLOUR = {"parallel": GREY, "sequential": BLUE, "sesa": VERMILION, "iid_sketches": ORANGE, "window": GREEN}
-ARM_COLOUR |= {"actions": VERMILION, "iid_actions": ORANGE, "warm start": BLACK}
+ARM_COLOUR = {"parallel": GREY, "sequential": BLUE, "sesa": VERMILION, "iid_sketches": PURPLE, "window": GREEN}
+ARM_COLOUR |= {"actions": VERMILION, "iid_actions": PURPLE, "warm start": BLACK, "warm start, sketched": BLACK}
 
 
 def use_style() -> None:
@@ -69,7 +69,7 @@ def look(arm: str) -> dict[str, str]:
     """How an arm's line looks: a sampler has one colour everywhere; dashes say that duplicates are penalised, dots that something else was
     added."""
     sampler, *added = arm.split("+")
-    return {"color": ARM_COLOUR[sampler], "linestyle": "--" if "unique" in added else ":" if added else "-", "label": arm}
+    return {"color": ARM_COLOUR[sampler], "linestyle": "--" if "unique" in added else ":" if added or "sketched" in arm else "-", "label": arm}
 
 
 def over_seeds(table: pd.DataFrame, column: str, x: str = "step") -> pd.DataFrame:

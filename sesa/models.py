@@ -10,14 +10,15 @@ The finished model is cached under `runs/models/`, its manifest written last; a 
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
@@ -93,13 +94,29 @@ def tiny_lm(
     }
     inputs = json.loads(json.dumps(inputs))
     folder = home() / "runs" / "models" / f"tiny-{type(task).__name__.lower()}-{hash_of(inputs)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of processes that need the same model one trains it, and the others wait
-        if not _is_whole(folder, inputs):
-            with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
-                model, tokenizer = _train(task, seed, config, warm_start)
-            _save(folder, model, tokenizer, inputs)
+    if not _is_whole(folder, inputs):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(folder):
+            if not _is_whole(folder, inputs):
+                with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
+                    model, tokenizer = _train(task, seed, config, warm_start)
+                _save(folder, model, tokenizer, inputs)
     return LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of processes that need the same model one trains it, and the others wait. A lock ends with its process, however that ends."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        print(f"waiting for another process that trains {folder.name}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

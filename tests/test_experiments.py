@@ -1,6 +1,7 @@
 """What the training notebooks share, against hand-made groups and tables."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -30,12 +31,15 @@ def group(problem, marks, keys="abcdefgh"):
 
 def test_scores_are_the_shares_of_subsets_that_hold_a_right_one():
     marks = [1, 0, 0, 1, 0, 0]
-    table = scores([group(None, marks, "aabbcc"), group(None, [0] * 6)], ks=(1, 2, 3, 8))
+    task = SimpleNamespace(strategy=lambda _, text: {"a": "first", "b": "second"}.get(text))
+    table = scores(task, [group(None, marks, "aabbcc"), group(None, [0] * 6, "cccccc")], ks=(1, 2, 3, 8))
     assert list(table["problem"]) == [0, 1] and "pass@8" not in table
     for k in (1, 2, 3):
         every = [any(marks[i] for i in chosen) for chosen in combinations(range(6), k)]
         assert table[f"pass@{k}"].tolist() == pytest.approx([np.mean(every), 0], abs=1e-6)
-    assert table["distinct"].tolist() == pytest.approx([0.5, 1.0]) and table["reward"][0] == pytest.approx(1 / 3, abs=1e-6)
+    assert table["distinct"].tolist() == pytest.approx([0.5, 1 / 6], abs=1e-6) and table["reward"][0] == pytest.approx(1 / 3, abs=1e-6)
+    assert table["strategies"].tolist() == pytest.approx([2, 0], abs=1e-6)  # two of each, two that use none
+    assert scores(task, [group(None, marks, "aaabcc")])["strategies"][0] == pytest.approx(4 / 27**0.25, abs=1e-6)  # exp of the entropy of 3 to 1
 
 
 def test_strategies_of_countdown_by_hand():
@@ -89,6 +93,7 @@ def test_rate_scores_are_means_over_the_last_three_probes():
     table = rate_scores(pd.DataFrame(rows))
     assert table.loc["a", 2.0] == pytest.approx((2 * 30 + 0.5) / 2) and table.loc["b", 1.0] == pytest.approx((30 + 1.5) / 2)
     assert table.idxmax(axis=1).to_dict() == {"a": 2.0, "b": 2.0}
+    assert rate_scores(pd.DataFrame(rows), columns=["pass@1"]).loc["a", 2.0] == pytest.approx(2 * 30)
 
 
 def test_summary_and_differences():

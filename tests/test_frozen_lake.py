@@ -298,7 +298,9 @@ def test_splits_share_no_problem(task):
         "train": task.problems, "held-out": task.held_out, "warm start": [task.sample("warm start", rng) for _ in range(50)],
     }
     for name, problems in split.items():
-        assert {split_of(problem.id) for problem in problems} == {name}
+        assert {split_of(task.canonical(problem)) for problem in problems} == {name}
+    maps = [{re.sub("[PXSV]", lambda m: "O" if m[0] in "SV" else ".", problem.id) for problem in problems} for problems in split.values()]
+    assert not maps[0] & maps[1] and not maps[2] & (maps[0] | maps[1])  # the same map with another start is no other problem
     ids = [problem.id for problem in (*task.problems, *task.held_out)]
     assert len(set(ids)) == len(ids) == 30
     again = type(task)(task.config)

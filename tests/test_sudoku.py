@@ -186,11 +186,20 @@ def test_the_emptiest_puzzles_allowed():
 
 
 def test_splits_are_disjoint_and_fixed_by_the_seed():
-    train, held_out = ({p.id for p in ps} for ps in (TASK.problems, TASK.held_out))
-    warm = {TASK.sample("warm start", np.random.default_rng(i)).id for i in range(200)}
-    assert len(train) == 256 and len(held_out) == 128 and not train & held_out and not warm & (train | held_out)
-    assert {split_of(i) for i in train} == {"train"} and {split_of(i) for i in held_out} == {"held-out"}
-    assert SudokuTask().problems == TASK.problems != SudokuTask(SudokuConfig(seed=1)).problems
+    """No full grid of one split solves a puzzle of another."""
+    train, held_out = ({p.solution for p in ps} for ps in (TASK.problems, TASK.held_out))
+    warm = {TASK.sample("warm start", np.random.default_rng(i)).solution for i in range(200)}
+    assert (len(TASK.problems), len(TASK.held_out)) == (256, 128) and not train & held_out and not warm & (train | held_out)
+    assert {split_of(i) for i in train} == {"train"} and {split_of(i) for i in held_out} == {"held-out"} and {split_of(i) for i in warm} == {"warm start"}
+    other = SudokuTask(SudokuConfig(seed=1))
+    assert SudokuTask().problems == TASK.problems != other.problems and other.held_out == TASK.held_out
+
+
+def test_a_search_has_problems_of_its_own():
+    search = SudokuTask(SudokuConfig(held_out=16, held_out_split="tuning"))
+    assert {split_of(p.solution) for p in search.held_out} == {"tuning"} and search.problems == TASK.problems
+    with pytest.raises(ValueError, match="held_out_split is held-out or tuning"):
+        SudokuConfig(held_out_split="train")
 
 
 @pytest.mark.parametrize("wrong", [{"size": 6}, {"size": 0}, {"empty": (0, 4)}, {"empty": (5, 4)}, {"empty": (4, 13)}, {"empty": (4,)}])

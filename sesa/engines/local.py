@@ -97,13 +97,14 @@ class LocalEngine:
             self.model.eval()
         try:
             chunks = self._chunks(kept, prompts, share)
-            kept += [None] * (len(chunks) - len(kept))
+            kept = [*kept[: len(chunks)], *[None] * (len(chunks) - len(kept))]
             for i, part in enumerate(chunks):
-                before, kept[i] = kept[i], None  # what is not needed any more makes room
+                theirs, labels = [prompts[r] for r in part], [share[r] for r in part]
+                rows = self._continue(kept[i], theirs, labels) if part else None
+                kept[i] = None  # what is not needed any more makes room
                 if not part:
                     continue
-                theirs, labels = [prompts[r] for r in part], [share[r] for r in part]
-                rows = self._continue(before, theirs, labels) or self._start(theirs, labels)
+                rows = rows or self._start(theirs, labels)
                 logits = self._feed(rows)
                 drawn = self._decode(rows, logits, [seeds[r] for r in part], stop, max_tokens, temperature, top_p)
                 for r, completion in zip(part, drawn, strict=True):
@@ -122,24 +123,23 @@ class LocalEngine:
 
     def _chunks(self, kept: list[_Rows], prompts: Sequence[str], labels: Sequence[object]) -> list[list[int]]:
         """The prompts in chunks of at most max_batch rows: as they stand; or, where trajectories have ended or branched and others moved
-        up, each with the kept chunk that it goes on from."""
+        up, each with the kept chunk that it goes on from. Chunks that have become small are not merged."""
         as_they_stand = [list(range(i, min(i + self.max_batch, len(prompts)))) for i in range(0, len(prompts), self.max_batch)]
         texts = [rows.texts[place] if place < len(rows.texts) else None for rows in kept for place in range(self.max_batch)]
         if len(kept) < 2 or all(text is not None and prompt.startswith(text) for prompt, text in zip(prompts, texts, strict=False)):
             return as_they_stand
-        homes: dict[object, list[int]] = {}
+        of_label: dict[object, list[tuple[int, int]]] = {}
         for chunk, rows in enumerate(kept):
-            for label in dict.fromkeys(rows.labels):
-                homes.setdefault(label, []).append(chunk)
+            for r, label in enumerate(rows.labels):
+                of_label.setdefault(label, []).append((chunk, r))
         chunks: list[list[int]] = [[] for _ in kept]
         for i, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
-            of_label = homes.get(label)
-            if of_label is None:
+            # Of several chunks that serve as well, the one with fewer rows.
+            reach = [(kept[chunk].common(r, prompt)[0], -len(chunks[chunk]), chunk) for chunk, r in of_label.get(label, [])]
+            characters, _, chunk = max(reach, default=(0, 0, 0))
+            if not characters:
                 return as_they_stand
-            if len(of_label) > 1:
-                reach = {c: max(kept[c].common(r, prompt)[0] for r, x in enumerate(kept[c].labels) if x == label) for c in of_label}
-                of_label = [max(reach, key=reach.__getitem__)]
-            chunks[of_label[0]].append(i)
+            chunks[chunk].append(i)
         return chunks if max(map(len, chunks)) <= self.max_batch else as_they_stand
 
     def _continue(self, rows: _Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> _Rows | None:

@@ -85,6 +85,6 @@ class Environment(Protocol):
 
 
 def split_of(name: str) -> str:
-    """"held-out", "train" or "warm start": a problem belongs to one of them by the hash of its name, so no two can share a problem."""
+    """"held-out", "tuning", "train" or "warm start": a problem belongs to one of them by the hash of its name, so no two can share one."""
     place = derive_seed("split", name) % 10
-    return "held-out" if place < 2 else "train" if place < 5 else "warm start"
+    return "held-out" if place < 2 else "tuning" if place < 3 else "train" if place < 5 else "warm start"

@@ -101,6 +101,10 @@ class FrozenLake(Agent):
             if crossable(lake):
                 return lake
 
+    def canonical(self, problem: Lake) -> str:
+        """The same from any start: a walk sees the others too."""
+        return problem.id.replace("P", ".")
+
     def place(self, problem: Lake) -> int:
         return problem.grid.replace("\n", "").index("P")
 

@@ -62,12 +62,15 @@ class GeneratedConfig:
     seed: int = 0
     form: str = "compact"
     train: int = 256  # problems
-    held_out: int = 128  # problems
+    held_out: int = 128  # problems, the same for every seed
+    held_out_split: str = "held-out"  # "tuning": others, for a search of settings
     skill: float = 0.5  # of the warm start's demonstrations: the probability of doing the right thing; of what, each task says
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"form is one of {', '.join(FORMS)}, not {self.form!r}")
+        if self.held_out_split not in ("held-out", "tuning"):
+            raise ValueError(f"held_out_split is held-out or tuning, not {self.held_out_split!r}")
         if min(self.train, self.held_out) < 1 or not 0 <= self.skill <= 1:
             raise ValueError(f"train and held_out must be at least 1, and skill in [0, 1]: {self}")
 
@@ -81,8 +84,8 @@ class Generated(ABC):
     def __init__(self, config: GeneratedConfig):
         self.config = config
         self.stop = "\n" if config.form == "compact" else END
-        self.problems = self._different("train", config.train)
-        self.held_out = self._different("held-out", config.held_out)
+        self.problems = self._different("train", config.train, config.seed)
+        self.held_out = self._different(config.held_out_split, config.held_out, seed=0)
 
     @abstractmethod
     def generate(self, rng: np.random.Generator) -> Any:
@@ -108,13 +111,13 @@ class Generated(ABC):
         if self.config.form != "compact":
             raise ValueError("demonstrations are written in the compact form only: make the task with form='compact'")
 
-    def _different(self, split: str, n: int) -> list[Any]:
+    def _different(self, split: str, n: int, seed: int) -> list[Any]:
         """n different problems of this split.
 
         Raises:
             ValueError: there are not so many.
         """
-        rng = np.random.default_rng(derive_seed(self.config.seed, type(self).__name__, split))
+        rng = np.random.default_rng(derive_seed(seed, type(self).__name__, split))
         found: dict[str, Any] = {}
         for _ in range(100 * n):
             problem = self.sample(split, rng)

@@ -119,6 +119,10 @@ class Sokoban(Agent):
                 return Room(draw(plan, starts[rng.integers(len(starts))]))
         raise ValueError(f"no room of this kind has a solution of {least} to {most} moves: ask for a larger one, or fewer boxes or walls")
 
+    def canonical(self, problem: Room) -> str:
+        """The same wherever player and boxes begin: a walk sees the others too."""
+        return problem.plan
+
     def place(self, problem: Room) -> Place:
         at = {sign: [i for i, cell in enumerate(problem.grid) if cell in sign] for sign in ("PS", "XV")}
         return at["PS"][0], frozenset(at["XV"])
