@@ -12,7 +12,7 @@ from sesa.engines.local import LocalEngine
 from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k, sample_entropy
 from sesa.models import TinyConfig, WarmStart, tiny_lm
 from sesa.runs import derive_seed, home
-from sesa.sampling import Group, Sampling, iid_sketches, parallel
+from sesa.sampling import Group, Rollout, Sampling, iid_sketches, parallel
 from sesa.training import run_folder, train
 
 
@@ -83,15 +83,31 @@ def scores(task: Any, groups: list[Group], ks: tuple[int, ...] = (1, 2, 4, 8, 16
     return pd.DataFrame(rows).round(6)
 
 
+def as_drawn(task: Any, groups: list[Group]) -> pd.DataFrame:
+    """Of groups as training draws them, a row per problem: whether `any` rollout is right, the share of `right` ones, of `distinct` ones, of
+    `distinct sketches`, and of expansions that follow theirs (nan where there are no sketches)."""
+    rows = []
+    for i, group in enumerate(groups):
+        solved = [r.solved for r in group.rollouts]
+        row = {"problem": i, "any": float(any(solved)), "right": np.mean(solved), "distinct": distinct_fraction([r.key for r in group.rollouts])}
+        row["distinct sketches"] = distinct_fraction([s.key for s in group.sketches]) if group.sketches else float("nan")
+        rows.append(row | {"follows": np.mean([_follows(task, group.problem, r) for r in group.rollouts]) if group.sketches else float("nan")})
+    return pd.DataFrame(rows).round(6)
+
+
+def _follows(task: Any, problem: Any, rollout: Rollout) -> bool:
+    strategy = task.strategy(problem, rollout.text)
+    return rollout.sketch is not None and strategy is not None and strategy == task.sketch_key(problem, rollout.sketch)
+
+
 def strategies(task: Any, groups: list[Group]) -> pd.DataFrame:
     """A row per strategy (`task.strategy`; "(none)": none): how often it was `used`, how often it was `right`, and how often it `follows`
     the sketch that it was to expand."""
     rows = []
     for group in groups:
         for r in group.rollouts:
-            strategy = task.strategy(group.problem, r.text)
-            follows = r.sketch is not None and strategy is not None and strategy == task.sketch_key(group.problem, r.sketch)
-            rows.append({"strategy": strategy or "(none)", "used": 1, "right": int(r.solved), "follows": int(follows)})
+            strategy = task.strategy(group.problem, r.text) or "(none)"
+            rows.append({"strategy": strategy, "used": 1, "right": int(r.solved), "follows": int(_follows(task, group.problem, r))})
     return pd.DataFrame(rows).groupby("strategy").sum().sort_values("used", ascending=False, kind="stable").reset_index()
 
 
@@ -120,7 +136,7 @@ def sketch_values(model, tokenizer, task: Any, seed: int, samples: int) -> pd.Da
 def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "arm") -> pd.DataFrame:
     """Of every arm the means of the columns with 95% intervals, over seeds and problems: a row per arm, columns (column, mean|low|high).
 
-    `table` has a row per arm, seed and problem. Where each seed has problems of its own, intervals err to the wide side.
+    `table` has a row per arm, seed and problem, the same problems for every seed. Where a column is nan, so is its interval.
     """
     rows = {}
     for arm, part in table.groupby(by, sort=False):
@@ -130,8 +146,9 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "arm") -> pd.
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A `summary` as text: 0.25 [0.20, 0.31]."""
-    return pd.DataFrame({c: [f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in table[c].to_numpy()] for c in dict(table.columns)}, table.index)
+    """A `summary` as text: 0.25 [0.20, 0.31]; nothing where it is nan."""
+    texts = {c: ["" if np.isnan(m) else f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in table[c].to_numpy()] for c in dict(table.columns)}
+    return pd.DataFrame(texts, table.index)
 
 
 def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], columns: Sequence[str]) -> pd.DataFrame:
@@ -144,4 +161,4 @@ def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], 
                 ours, theirs = (there[arm].pivot(index="seed", columns="problem", values=column) for arm in (a, b))
                 row[column] = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bootstrap_interval(ours - theirs))
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["question", "arm", "over", *columns])

@@ -53,8 +53,10 @@ def save_figure(figure: Figure, name: str, profile: str, data: pd.DataFrame, **p
     Raises:
         OSError: a file could not be written; no file is left half-written.
     """
+    seeds = parameters.get("seeds")
+    count = f" · {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
     if profile != "paper":
-        figure.supxlabel(f"profile: {profile} · small scale, not the paper's setting", fontsize=7, color=GREY, x=0.99, ha="right")
+        figure.supxlabel(f"profile: {profile}{count} · small scale, not the paper's setting", fontsize=7, color=GREY, x=0.99, ha="right")
     folder = home() / "figures" / profile
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
@@ -120,7 +122,10 @@ def draw_shares(table: pd.DataFrame, arms: Sequence[str], order: Sequence[str], 
     if len(kept) > most:
         largest = share[kept].max().nlargest(most).index
         kept = [name for name in kept if name in largest]
-    share = share[kept].assign(**{"others": 1 - share[kept].sum(axis=1)})
+    if len(kept) < share.shape[1]:
+        share = share.assign(**{"others": 1 - share[kept].sum(axis=1)})
+        kept.append("others")
+    share = share[kept]
     figure, ax = plt.subplots(figsize=(2.2 + 0.62 * share.shape[1], 1.2 + 0.42 * len(arms)))
     mesh = ax.imshow(share, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     ax.set_xticks(range(share.shape[1]), share.columns, rotation=40, ha="right", fontsize=8)

@@ -11,7 +11,7 @@ import torch
 from sesa import experiments
 from sesa.arms import Training
 from sesa.engines import Completion
-from sesa.experiments import answers, differences, independent, probes, rate_scores, readable, scores, strategies, summary, trained
+from sesa.experiments import answers, as_drawn, differences, independent, probes, rate_scores, readable, scores, strategies, summary, trained
 from sesa.sampling import Group, Rollout, iid_sketches, parallel
 from sesa.tasks import Grade
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
@@ -58,6 +58,22 @@ def test_strategies_of_countdown_by_hand():
     assert table.loc["3*7"].to_dict() == {"used": 3, "right": 2, "follows": 1}
     assert table.loc["5+7"].to_dict() == {"used": 1, "right": 0, "follows": 1}
     assert table.loc["(none)"].to_dict() == {"used": 1, "right": 0, "follows": 0}
+
+
+def test_groups_as_drawn_by_hand():
+    task = CountdownTask(CountdownConfig(train=4, held_out=4))
+    from sesa.tasks.countdown import Countdown
+
+    problem = Countdown("3 5 7=26", (3, 5, 7), 26)
+    texts = [("(3*7)+5", True, "7*3"), ("(3*7)+5", True, "5+7"), ("(5+7)*3", False, "5+7"), ("(3*7)-5", False, "3*7")]
+    rollouts = tuple(rollout(problem, text, solved, text, sketch) for text, solved, sketch in texts)
+    sketches = tuple(rollout(problem, sketch, solved, task.sketch_key(problem, sketch)) for _, solved, sketch in texts)
+    table = as_drawn(task, [Group(problem, rollouts, sketches), Group(problem, rollouts[2:])])
+    assert table.loc[0].to_dict() == {"problem": 0, "any": 1, "right": 0.5, "distinct": 0.75, "distinct sketches": 0.5, "follows": 0.75}
+    assert table.loc[1, ["any", "right", "distinct"]].tolist() == [0, 0, 1] and table.loc[1, ["distinct sketches", "follows"]].isna().all()
+    every = table.assign(arm=["a", "b"], seed=0, problem=0)
+    assert readable(summary(every, ["right", "follows"])).loc["b"].tolist() == ["0.00 [0.00, 0.00]", ""]
+    assert list(differences(every, [], ["right"])) == ["question", "arm", "over", "right"]
 
 
 def test_a_sketch_is_chosen_by_one_half_of_the_samples_and_measured_on_the_other(monkeypatch):
