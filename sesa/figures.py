@@ -153,5 +153,7 @@ def forest(table: pd.DataFrame, columns: Sequence[str], labels: Sequence[str]) -
 
 def band(axes: plt.Axes, x: str, table: pd.DataFrame, **line: Any) -> None:
     """A line through columns x and `mean` of the table, with the interval between its columns `low` and `high` as a band."""
+    if len(table) == 1:  # a line through one point cannot be seen
+        line = {"marker": "o"} | line
     (drawn,) = axes.plot(table[x], table["mean"], **line)
     axes.fill_between(table[x], table["low"], table["high"], color=drawn.get_color(), alpha=0.2, linewidth=0)
