@@ -17,7 +17,7 @@ from sesa.training import run_folder, train
 
 
 def trained(
-    task: Any, seed: int, plan: Training | None, under: str, size: dict[str, int], warm_start: dict[str, Any], probed: int = 64
+    task: Any, seed: int, plan: Training | None, under: str, model: dict[str, int], warm_start: dict[str, Any], probed: int = 64
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, pd.DataFrame | None]:
     """A tiny LM that knows the task's language, trained by `plan`; probed on the first `probed` held-out problems.
 
@@ -26,12 +26,12 @@ def trained(
     Args:
         plan: None for the warm start alone.
         under: folder in `runs/`, e.g. "laptop/03_train_math".
-        size, warm_start: fields of `TinyConfig` and `WarmStart`.
+        model, warm_start: fields of `TinyConfig` and `WarmStart`.
 
     Returns:
         model, tokenizer, and the metrics of the run (None if there was none), a row a step.
     """
-    start = {"config": TinyConfig(**size), "warm_start": WarmStart(**warm_start)}
+    start = {"config": TinyConfig(**model), "warm_start": WarmStart(**warm_start)}
     model, tokenizer = tiny_lm(task, seed, **start)
     if plan is None:
         return model, tokenizer, None
