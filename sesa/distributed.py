@@ -83,7 +83,7 @@ class Rollouts:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
             groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], config.sampling, seed)
         self.metrics = describe(groups)  # of this process; logged is the mean over processes, so that of these is the sum
-        for count in ("rollouts", "completion_tokens"):
+        for count in ("rollouts", "completion_tokens", "overflows"):
             self.metrics[count] *= trainer.accelerator.num_processes
         if isinstance(self.task, Environment):
             return self.trajectories(groups)

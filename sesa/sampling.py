@@ -19,15 +19,15 @@ A group never holds more than U = G trajectories. For `parallel` an agent plays 
 The engine and the task come in from outside: this file knows no torch and no task.
 
 Not stated in what is known of the paper, and so our choice: an expansion sees its own sketch only; duplicates stay in the group as
-they come; in a tree, who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all,
-for lists longer than the context.
+they come; in a tree, who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all.
+And what becomes of a context that is full: a list starts anew, and a trajectory is over (`Rollout.overflow`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sesa.engines import Completion, Engine
+from sesa.engines import Completion, Engine, fits
 from sesa.runs import derive_seed
 from sesa.tasks import Environment, Grade, Task
 
@@ -68,6 +68,7 @@ class Rollout:
     solved: bool  # whether it counts as right
     completion: Completion
     sketch: str | None = None  # the sketch that it expands
+    overflow: bool = False  # the context was full: its list started anew here, or this trajectory ended here
     turns: "tuple[Rollout, ...]" = ()  # of an agent's trajectory
 
     @property
@@ -176,12 +177,18 @@ def _draw(engine, problems, cfg, seed, prompt, grade, stop, max_tokens) -> list[
     # A last list may be shorter. Such lists stand at the end, so that the rows still growing are always the first ones:
     # the engine then finds every prompt to be a continuation of its own last answer, and computes only what is new.
     lists = [(p, first) for first in range(0, g, k) for p in range(len(problems))]
+    begins = {(p, first): first for p, first in lists}  # what a list shows begins there
     drawn = [[None] * g for _ in problems]
     for position in range(k):
         growing = [(p, first) for p, first in lists if first + position < g]
-        seen = [drawn[p][first : first + position] for p, first in growing]
-        histories = [tuple(r.text for r in (s[-cfg.window :] if cfg.window else s)) for s in seen]
-        prompts = [prompt(problems[p], history) for (p, _), history in zip(growing, histories, strict=True)]
+        prompts, histories, full = [], [], []
+        for p, first in growing:
+            shown = drawn[p][begins[p, first] : first + position][-(cfg.window or g) :]
+            histories.append(tuple(r.text for r in shown))
+            prompts.append(prompt(problems[p], histories[-1]))
+            full.append(bool(shown) and not fits(engine, prompts[-1], max_tokens))
+            if full[-1]:
+                begins[p, first], histories[-1], prompts[-1] = first + position, (), prompt(problems[p])
         completions = engine.generate(
             prompts,
             seeds=[derive_seed(seed, problems[p].id, first + position) for p, first in growing],
@@ -191,13 +198,14 @@ def _draw(engine, problems, cfg, seed, prompt, grade, stop, max_tokens) -> list[
             top_p=cfg.top_p,
             share=[problems[p].id for p, _ in growing],
         )
-        for (p, first), text, history, completion in zip(growing, prompts, histories, completions, strict=True):
-            plain = prompt(problems[p])
-            drawn[p][first + position] = _rollout(problems[p], text, plain, completion, grade, history=history, position=position)
+        for (p, first), text, history, over, completion in zip(growing, prompts, histories, full, completions, strict=True):
+            plain, place = prompt(problems[p]), first + position - begins[p, first]
+            told = {"history": history, "position": place, "overflow": over}
+            drawn[p][first + position] = _rollout(problems[p], text, plain, completion, grade, **told)
     return drawn
 
 
-def _rollout(problem, prompt, plain, completion, grade, *, history=(), position=0, sketch=None) -> Rollout:
+def _rollout(problem, prompt, plain, completion, grade, *, history=(), position=0, sketch=None, overflow=False) -> Rollout:
     given = grade(problem, completion.text)
     return Rollout(
         prompt=prompt,
@@ -210,6 +218,7 @@ def _rollout(problem, prompt, plain, completion, grade, *, history=(), position=
         solved=given.solved,
         completion=completion,
         sketch=sketch,
+        overflow=overflow,
     )
 
 
@@ -244,7 +253,7 @@ def _explore(engine, task, problems, cfg, seed, starts, branch, sees) -> list[Gr
                 if i and (turn.key is None or turn.key in keys[:i]):
                     dropped[trajectory.problem].append(turn)
                 else:
-                    after.append(_play(task, problems[trajectory.problem], trajectory, turn, seed))
+                    after.append(_play(engine, task, problems[trajectory.problem], trajectory, turn, seed))
         ended += [t for t in after if t.done]
         live = [t for t in after if not t.done]
     groups = [[t for t in ended if t.problem == p] for p in range(len(problems))]
@@ -275,10 +284,15 @@ def _propose(engine, task, problems, live, widths, cfg, seed, sees) -> list[list
     """Of every trajectory the turns that it proposes in its state, one after another; only if `sees` is set in view of those before."""
     proposed: list[list[Rollout]] = [[] for _ in live]
     for position in range(max(widths)):
-        asked = [i for i, width in enumerate(widths) if width > position]
-        histories = [tuple(turn.text for turn in proposed[i]) if sees else () for i in asked]
+        asked, histories, prompts = [], [], []
+        for i, width in enumerate(widths):
+            history = tuple(turn.text for turn in proposed[i]) if sees else ()
+            prompt = live[i].text + task.observe(problems[live[i].problem], live[i].state, history)
+            if width > position and (not position or fits(engine, prompt, task.max_tokens)):
+                asked, histories, prompts = [*asked, i], [*histories, history], [*prompts, prompt]
+        if not asked:
+            break
         at = [(problems[live[i].problem], live[i]) for i in asked]
-        prompts = [t.text + task.observe(problem, t.state, h) for (problem, t), h in zip(at, histories, strict=True)]
         completions = engine.generate(
             prompts,
             seeds=[derive_seed(seed, problem.id, *t.lineage, position) for problem, t in at],
@@ -294,14 +308,15 @@ def _propose(engine, task, problems, live, widths, cfg, seed, sees) -> list[list
     return proposed
 
 
-def _play(task: Environment, problem: Any, trajectory: _Trajectory, turn: Rollout, seed: int) -> _Trajectory:
+def _play(engine: Engine, task: Environment, problem: Any, trajectory: _Trajectory, turn: Rollout, seed: int) -> _Trajectory:
     """The trajectory with one turn more. What chance there is in the environment is its own: siblings slip differently."""
     lineage = (*trajectory.lineage, turn.position)
     step = task.step(problem, trajectory.state, turn.text, derive_seed(seed, "step", problem.id, *lineage))
-    turn = replace(turn, reward=step.reward, solved=step.solved)
     written = turn.text + task.stop
+    full = not step.done and not fits(engine, turn.prompt + written + task.observe(problem, step.state), task.max_tokens)
+    turn = replace(turn, reward=step.reward, solved=step.solved, overflow=full)
     return _Trajectory(
-        trajectory.problem, lineage, step.state, turn.prompt + written, turn.plain + written, (*trajectory.turns, turn), step.done
+        trajectory.problem, lineage, step.state, turn.prompt + written, turn.plain + written, (*trajectory.turns, turn), step.done or full
     )
 
 

@@ -127,7 +127,8 @@ def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, 
 
 
 def describe(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, a count of tokens."""
+    """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, counts of tokens and of
+    contexts that were full."""
     rollouts = [r for group in groups for r in group.rollouts]
     completions = [c for group in groups for c in group.completions]
     repeated = [[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups]
@@ -142,6 +143,8 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         **{f"duplicates@{i + 1}": float(np.mean([row[i] for row in repeated])) for i in places},
         "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
         "completion_tokens": sum(len(c.ids) for c in completions),
+        "truncated": float(np.mean([not c.stopped for c in completions])),
+        "overflows": sum(r.overflow for group in groups for r in (*group.sketches, *group.rollouts)),
     }
 
 

@@ -75,6 +75,37 @@ def test_the_walk_is_an_environment_and_paths_are_not():
     assert isinstance(WALK, Environment) and not isinstance(PathTask(), Environment)
 
 
+class Narrow(Dice):
+    """Dice whose context holds `context` characters."""
+
+    def __init__(self, context):
+        super().__init__("bcdef")
+        self.context = context
+
+    def generate(self, prompts, **rest):
+        assert all(self.fits(prompt, 2) for prompt in prompts)
+        return super().generate(prompts, **rest)
+
+    def fits(self, prompt, max_tokens):
+        return len(prompt) + max_tokens <= self.context
+
+
+@pytest.mark.parametrize("sampler", [parallel, actions, iid_actions])
+@pytest.mark.parametrize("turns", [1, 2, 4])
+def test_a_trajectory_whose_context_is_full_is_over(sampler, turns):
+    """A turn shows 4 characters and writes 2, of which a proposal before it adds 2 more: 6 times `turns` holds so many turns without any."""
+    groups = sampler(Narrow(6 * turns), WALK, WALK.problems, Sampling(5, branch=3), 1)
+    free = sampler(Dice("bcdef"), WALK, WALK.problems, Sampling(5, branch=3), 1)
+    for group, unhindered in zip(groups, free, strict=True):
+        assert group.rollouts
+        for r in group.rollouts:
+            assert len(r.turns) <= turns and r.reward == sum(t.reward for t in r.turns)
+            assert r.overflow == (len(r.turns) < WALK.length) == r.turns[-1].overflow
+            assert not any(t.overflow for t in r.turns[:-1])
+        if sampler is parallel:  # no proposals beside it: just the beginning of what it is without a limit
+            assert [r.text.split("\n") for r in group.rollouts] == [r.text.split("\n")[:turns] for r in unhindered.rollouts]
+
+
 @settings(deadline=None)
 @given(sizes, st.sampled_from([parallel, actions, iid_actions]), st.sampled_from(["abcdef", "bcz", "b"]))
 def test_never_more_than_u_and_every_trajectory_replays_to_its_own_return(size, sampler, faces):

@@ -46,8 +46,8 @@ def small(model_class, config_class, vocabulary, **options):
     return model_class(
         config_class(
             vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-            **{"initializer_range": 0.25, **options},
+            num_key_value_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+            **{"initializer_range": 0.25, "max_position_embeddings": 512, **options},
         )
     ).eval()
 
@@ -83,6 +83,26 @@ def test_logprobs_equal_a_fresh_forward(temperature, top_p, word_lm, reference):
         with torch.no_grad():  # before top-p; greedy reports temperature 1
             expected = reference(model, c.prompt_ids, c.ids, temperature or 1.0)
         np.testing.assert_allclose(c.logprobs, expected, atol=1e-5)
+
+
+def test_a_completion_ends_where_the_context_does(word_lm, reference):
+    _, tokenizer = word_lm
+    model = small(Qwen2ForCausalLM, Qwen2Config, len(tokenizer), max_position_embeddings=20)
+    engine, free = LocalEngine(model, tokenizer), LocalEngine(small(Qwen2ForCausalLM, Qwen2Config, len(tokenizer)), tokenizer)
+    done, unhindered = (generate(e, WORDS, max_tokens=24) for e in (engine, free))
+    cut = 0
+    for c, whole in zip(done, unhindered, strict=True):
+        room = 20 - len(c.prompt_ids)
+        assert c.ids == whole.ids[:room] and c.stopped == (whole.stopped and len(whole.ids) <= room)
+        np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids, 1.0), atol=1e-5)
+        cut += len(whole.ids) > room
+    assert cut >= 2
+    for prompt in WORDS:
+        length = len(tokenizer.encode(prompt, add_special_tokens=False))
+        assert engine.fits(prompt, 20 - length) and not engine.fits(prompt, 21 - length)
+    long = " ".join(["w1"] * 20)
+    with pytest.raises(ValueError, match="39 tokens fills the model's context of 20"):
+        generate(engine, [long])
 
 
 def test_sliding_window_is_right_or_refused(word_lm, reference):

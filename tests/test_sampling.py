@@ -199,3 +199,38 @@ def test_method_and_runs_need_no_torch():
     blocked = "import sys; sys.modules.update(torch=None, transformers=None); import sesa.sampling, sesa.runs; print('fine')"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stderr
+
+
+class Narrow(Recorder):
+    """A Recorder whose context holds `context` characters, an answer of 7 among them."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def fits(self, prompt, max_tokens):
+        return len(prompt) + max_tokens <= self.context
+
+
+@pytest.mark.parametrize("context", [15, 22, 29, 36, 43, 1000])
+def test_a_list_whose_context_is_full_starts_anew(context):
+    """"solve p:" is 8 characters, and every answer adds 7: so many are shown as fit, then none, and all over again."""
+    engine = Narrow(context)
+    (group,) = sequential(engine, TASK, PROBLEMS[:1], Sampling(9), seed=3)
+    shown = min((context - 15) // 7, 8) + 1  # answers in a list
+    assert [r.position for r in group.rollouts] == [i % shown for i in range(9)]
+    assert [r.overflow for r in group.rollouts] == [i > 0 and i % shown == 0 for i in range(9)]
+    for i, r in enumerate(group.rollouts):
+        assert r.history == tuple(q.text for q in group.rollouts[i - i % shown : i])
+        assert r.prompt == TASK.prompt(group.problem, r.history) and len(r.prompt) + 7 <= context
+    if shown == 9:
+        assert (group,) == tuple(sequential(Recorder(), TASK, PROBLEMS[:1], Sampling(9), seed=3))
+
+
+def test_sketches_whose_context_is_full_start_anew_and_keep_their_solutions():
+    """"sketch p:" is 9 characters; a sketch may have 3, and shows as 7."""
+    (group,) = sesa(Narrow(9 + 3 + 14), TASK, PROBLEMS[:1], Sampling(7), seed=3)
+    assert [s.position for s in group.sketches] == [0, 1, 2, 0, 1, 2, 0]
+    assert [s.overflow for s in group.sketches] == [False, False, False, True, False, False, True]
+    assert [r.sketch for r in group.rollouts] == [s.text for s in group.sketches]
+    assert not any(r.overflow for r in group.rollouts)

@@ -21,6 +21,8 @@ class Completion:
 
 
 class Engine(Protocol):
+    """What a method of sampling needs. An engine that knows the length of its model's context has `fits` too."""
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -41,3 +43,8 @@ class Engine(Protocol):
         share: one label per prompt; prompts of one label have a common beginning worth computing once.
         """
         ...
+
+
+def fits(engine: Engine, prompt: str, max_tokens: int) -> bool:
+    """Whether a prompt and `max_tokens` more fit into the context of the engine's model; True where the engine does not say."""
+    return getattr(engine, "fits", lambda *_: True)(prompt, max_tokens)

@@ -63,6 +63,7 @@ class LocalEngine:
         self._kept: list[_Rows] = []  # of the last call, a chunk each
         self._weights = None
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
+        self._context = model.config.get_text_config().max_position_embeddings
         self._stops: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -77,10 +78,11 @@ class LocalEngine:
         top_p: float = 1.0,
         share: Sequence[object] | None = None,
     ) -> list[Completion]:
-        """See `sesa.engines.Engine.generate`. Without `share`, equal prompts share all.
+        """See `sesa.engines.Engine.generate`. Without `share`, equal prompts share all. A completion ends where the context does.
 
         Raises:
-            ValueError: a temperature below 0, a top_p outside (0, 1], lengths that differ, no token that contains `stop`.
+            ValueError: a temperature below 0, a top_p outside (0, 1], lengths that differ, no token that contains `stop`, a prompt that
+                fills the context.
         """
         share = list(prompts if share is None else share)
         if not len(prompts) == len(seeds) == len(share):
@@ -114,6 +116,11 @@ class LocalEngine:
             if training:
                 self.model.train()
         return completions
+
+    def fits(self, prompt: str, max_tokens: int) -> bool:
+        """Whether the model's context holds this prompt and `max_tokens` more."""
+        room = self._context - max_tokens
+        return len(prompt.encode()) <= room or len(self.encode(prompt)) <= room  # a token is at least a byte
 
     def forget(self) -> None:
         """Drops the kept caches: what is computed next does not depend, not even by rounding, on what was computed before."""
@@ -243,20 +250,25 @@ class LocalEngine:
         uniform = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(max_tokens) for seed in seeds])
         uniform = torch.from_numpy(uniform).to(device)
         stops = self._stop_tokens(stop)
+        room = self._context - torch.tensor([len(ids) for ids in rows.ids], device=device)
+        if room.min() < 1:
+            longest = max(map(len, rows.ids))
+            raise ValueError(f"a prompt of {longest} tokens fills the model's context of {self._context}: take a shorter one, or another model")
         sampled, logprobs, alive = [], [], torch.ones(n, dtype=torch.bool, device=device)
-        lengths = torch.zeros(n, dtype=torch.long, device=device)
+        stopped, lengths = torch.zeros_like(alive), torch.zeros(n, dtype=torch.long, device=device)
         for t in range(max_tokens):
             token, logprob = sample(logits, uniform[:, t], temperature, top_p)
             sampled.append(token)
             logprobs.append(logprob)
             lengths += alive
-            alive = alive & ~stops[token]
+            stopped |= alive & stops[token]
+            alive = alive & ~stopped & (lengths < room)
             if t + 1 == max_tokens or not alive.any():
                 break
             logits = self._forward(rows, token[:, None], alive[:, None].long())[:, -1].float()
         sampled, logprobs = torch.stack(sampled, 1).tolist(), torch.stack(logprobs, 1).tolist()
         completions = []
-        for r, (length, unfinished) in enumerate(zip(lengths.tolist(), alive.tolist(), strict=True)):
+        for r, (length, ended) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
             ids = sampled[r][:length]
             # The text is all that was written but <eos>, special tokens too: what the next prompt shows is what the model saw.
             body = ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
@@ -264,7 +276,7 @@ class LocalEngine:
             completions.append(
                 Completion(
                     text=written.split(stop)[0],
-                    stopped=not unfinished,
+                    stopped=ended,
                     prompt_ids=tuple(rows.ids[r]),
                     ids=tuple(ids),
                     logprobs=tuple(logprobs[r][:length]),
