@@ -86,6 +86,11 @@ class Training:
         added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
         return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
 
+    @property
+    def holds_on(self) -> bool:
+        """Whether training needs a reference policy: some KL weight is not 0."""
+        return any(replace(self, arm=arm).full_objective.kl for arm in filter(None, (self.arm, self.on_collapse)))
+
     def suit(self, task: Any) -> None:
         """Raises ValueError if the arm does not know how to answer this task."""
         suited = AGENTS if isinstance(task, Environment) else ONE_TURN

@@ -11,34 +11,48 @@ from sesa.arms import Training
 from sesa.engines.local import LocalEngine
 from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k, sample_entropy
 from sesa.models import TinyConfig, WarmStart, tiny_lm
+from sesa.pretrained import Pretrained, taught
 from sesa.runs import derive_seed, home
 from sesa.sampling import Group, Rollout, Sampling, iid_sketches, parallel
 from sesa.training import run_folder, train
 
 
+Policy = tuple[Any, PreTrainedModel, PreTrainedTokenizerBase]  # the task in the words of the model, the model, its tokenizer
+
+
+def started(task: Any, seed: int, model: dict[str, Any], warm_start: dict[str, Any]) -> Policy:
+    """Where training begins: a tiny LM that was taught the task's language, or a pretrained one.
+
+    Args:
+        model: fields of `TinyConfig`; or, with a `name`, of `sesa.pretrained.Pretrained`, for a task in the chat form.
+        warm_start: fields of `WarmStart`; 0 steps leave a pretrained model as it is.
+    """
+    if "name" in model:
+        return taught(task, seed, Pretrained(**model), WarmStart(**warm_start))
+    return task, *tiny_lm(task, seed, TinyConfig(**model), WarmStart(**warm_start))
+
+
 def trained(
-    task: Any, seed: int, plan: Training | None, under: str, model: dict[str, int], warm_start: dict[str, Any], probed: int = 64
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, pd.DataFrame | None]:
-    """A tiny LM that knows the task's language, trained by `plan`; probed on the first `probed` held-out problems.
+    task: Any, seed: int, plan: Training | None, under: str, model: dict[str, Any], warm_start: dict[str, Any], probed: int = 64
+) -> tuple[*Policy, pd.DataFrame | None]:
+    """A policy that was `started`, trained by `plan`; probed on the first `probed` held-out problems.
 
     A run that was interrupted goes on from its checkpoint, and one that is finished is only read.
 
     Args:
-        plan: None for the warm start alone.
+        plan: None for the start alone.
         under: folder in `runs/`, e.g. "laptop/03_train_math".
-        model, warm_start: fields of `TinyConfig` and `WarmStart`.
 
     Returns:
-        model, tokenizer, and the metrics of the run (None if there was none), a row a step.
+        task, model, tokenizer, and the metrics of the run (None if there was none), a row a step.
     """
-    start = {"config": TinyConfig(**model), "warm_start": WarmStart(**warm_start)}
-    model, tokenizer = tiny_lm(task, seed, **start)
+    task, policy, tokenizer = started(task, seed, model, warm_start)
     if plan is None:
-        return model, tokenizer, None
-    reference, _ = tiny_lm(task, seed, **start)
+        return task, policy, tokenizer, None
+    reference = started(task, seed, model, warm_start)[1] if plan.holds_on else None
     probe_on = task.held_out[:probed]
-    folder = run_folder(home() / "runs" / under, model, task, plan, seed, probe_on)
-    return model, tokenizer, train(model, tokenizer, task, task.problems, plan, seed, folder, reference, probe_on)
+    folder = run_folder(home() / "runs" / under, policy, task, plan, seed, probe_on)
+    return task, policy, tokenizer, train(policy, tokenizer, task, task.problems, plan, seed, folder, reference, probe_on)
 
 
 def probes(metrics: pd.DataFrame) -> pd.DataFrame:

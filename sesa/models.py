@@ -10,7 +10,7 @@ The finished model is cached under `runs/models/`, its manifest written last; a 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +21,14 @@ import torch
 from filelock import FileLock, Timeout
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
 from sesa.metrics import kl_divergence
 from sesa.packing import Packed, autocast, packed_logprobs
 from sesa.records import fingerprint, sources_behind
 from sesa.runs import derive_seed, hash_of, home, origin, progress, read_json, sha256, write_atomic, writing
+from sesa.tasks import modules_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TinyConfig:
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
     intermediate_size: int = 128
+    device: str = "cpu"  # "cuda": for one of tens of millions of parameters
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,38 @@ def tiny_lm(
     disable_progress_bar()  # of transformers, for writing and reading a file of half a megabyte
     torch.set_num_threads(1)  # fastest for a model this small, and the same numbers on any number of cores
     inputs = {
-        "code": fingerprint(sources_behind(f"import sesa.models, {type(task).__module__}")),
+        "code": code_of(task),
         "task": {"name": type(task).__name__, **asdict(task.config)},
         "config": asdict(config),
         "warm_start": asdict(warm_start),
         "seed": seed,
     }
+    folder = cached(f"tiny-{type(task).__name__.lower()}", inputs, lambda: _train(task, seed, config, warm_start))
+    return LlamaForCausalLM.from_pretrained(folder).to(config.device), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def code_of(task: Teacher) -> str:
+    """A fingerprint of the code that texts and training depend on."""
+    return fingerprint(sources_behind(f"import sesa.models, {modules_of(task)}"))
+
+
+def cached(name: str, inputs: dict[str, Any], make: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Path:
+    """The folder in `runs/models/` of the model and tokenizer that `make` gives for these inputs, JSON values; made if it is not there, or not
+    whole. Several processes may ask at once.
+
+    Raises:
+        OSError: it could not be written.
+    """
     inputs = json.loads(json.dumps(inputs))
-    folder = home() / "runs" / "models" / f"tiny-{type(task).__name__.lower()}-{hash_of(inputs)}"
+    folder = home() / "runs" / "models" / f"{name}-{hash_of(inputs)}"
     if not _is_whole(folder, inputs):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(folder):
             if not _is_whole(folder, inputs):
                 with torch.random.fork_rng():  # whether the cache was there is nothing that the caller's randomness should show
-                    model, tokenizer = _train(task, seed, config, warm_start)
+                    model, tokenizer = make()
                 _save(folder, model, tokenizer, inputs)
-    return LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    return folder
 
 
 @contextmanager
@@ -122,7 +140,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     tokenizer = word_tokenizer(task.words, task.token_pattern)
     torch.manual_seed(derive_seed(seed, "weights"))
-    rng = np.random.default_rng(derive_seed(seed, "warm start"))
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -132,9 +149,17 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,
             eos_token_id=None,
-            **asdict(config),
+            **{key: value for key, value in asdict(config).items() if key != "device"},
         )
-    ).train()
+    )
+    teach(model.to(config.device), tokenizer, task, seed, warm_start)
+    return model, tokenizer
+
+
+def teach(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Teacher, seed: int, warm_start: WarmStart) -> None:
+    """Trains `model` in place, by maximum likelihood on texts of `task`."""
+    rng = np.random.default_rng(derive_seed(seed, "warm start"))
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=warm_start.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, int(0.05 * warm_start.steps), warm_start.steps)
     with progress(warm_start.steps, f"warm start, seed {seed}") as bar:
@@ -148,11 +173,11 @@ def _train(task: Teacher, seed: int, config: TinyConfig, warm_start: WarmStart) 
             if step % 50 == 0:
                 bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
             bar.update()
-    return model.eval(), tokenizer
+    model.eval()
 
 
 def text_loss_backward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], weight: float = 1.0, micro_batch: int = 12
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], weight: float = 1.0, micro_batch: int = 12
 ) -> float:
     """Adds the gradient of `weight` times the mean cross-entropy (nats) of all completion tokens; returns that mean.
 
@@ -162,7 +187,7 @@ def text_loss_backward(
     """
     rows = []  # of each text its tokens, and of each whether it is taught
     for text in texts:
-        pieces = [tokenizer.encode(piece) for piece in text]
+        pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in text]
         rows.append((sum(pieces, []), [bool(i % 2) for i, piece in enumerate(pieces) for _ in piece]))
     rows.sort(key=lambda row: len(row[0]))
     total, mean = sum(sum(marks) for _, marks in rows), 0.0
@@ -183,7 +208,7 @@ def text_loss_backward(
     return mean
 
 
-def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, inputs: dict) -> None:
+def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict) -> None:
     """Writes to a temporary folder, manifest last, and renames it."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         part = Path(temporary) / "model"

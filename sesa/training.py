@@ -33,7 +33,7 @@ from sesa.packing import Packed, pack, packed_logprobs
 from sesa.records import fingerprint, sources_behind
 from sesa.runs import derive_seed, differing, finish_the_step, hash_of, progress, write_atomic
 from sesa.sampling import Group
-from sesa.tasks import Task
+from sesa.tasks import Task, modules_of
 
 REPLAY_TEXTS = 32  # warm-start texts replayed per update
 
@@ -67,7 +67,7 @@ def train(
     arms = [replace(config, arm=arm) for arm in (config.arm, config.on_collapse or config.arm)]  # as it is, and when collapsed
     for arm in arms:
         arm.suit(task)
-    if any(c.full_objective.kl for c in arms) and reference is None:
+    if config.holds_on and reference is None:
         raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     probe_on = problems if probe_on is None else probe_on
@@ -250,7 +250,7 @@ def _identity(model, task, problems, config: Training, seed: int, probe_on) -> d
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    code = fingerprint(sources_behind(f"import sesa.training, {type(task).__module__}"))
+    code = fingerprint(sources_behind(f"import sesa.training, {modules_of(task)}"))
     world = f"{type(task).__name__} {getattr(task, 'config', '')}"
     ids = {name: hash_of([p.id for p in chosen]) for name, chosen in (("problems", problems), ("probed on", probe_on))}
     return {**asdict(config), "seed": seed, "task": world, **ids, "first weights": digest.hexdigest()[:12], "code": code}

@@ -140,12 +140,12 @@ def test_a_policy_is_trained_once_probed_on_held_out_problems_and_answers(home, 
     seen = []
     train = experiments.train
     monkeypatch.setattr(experiments, "train", lambda *a: seen.append(a) or train(*a))
-    model, tokenizer, metrics = trained(task, 1, plan, "here", SIZE, START, probed=4)
-    assert seen[0][3] == task.problems and seen[0][-1] == task.held_out[:4] and seen[0][-2] is not None
-    again, _, metrics_again = trained(task, 1, plan, "here", SIZE, START, probed=4)
+    _, model, tokenizer, metrics = trained(task, 1, plan, "here", SIZE, START, probed=4)
+    assert seen[0][3] == task.problems and seen[0][-1] == task.held_out[:4] and (seen[0][-2] is not None) == ("+kl" in arm)
+    _, again, _, metrics_again = trained(task, 1, plan, "here", SIZE, START, probed=4)
     assert metrics_again.equals(metrics)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    start, _, none = trained(task, 1, None, "here", SIZE, START)
+    _, start, _, none = trained(task, 1, None, "here", SIZE, START)
     assert none is None and not torch.equal(next(start.parameters()), next(model.parameters()))
     looked = probes(metrics)
     assert list(looked["step"]) == [0, 2] and looked["tokens"].tolist() == [0, metrics["completion_tokens"][:2].sum()]

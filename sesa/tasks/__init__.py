@@ -88,3 +88,9 @@ def split_of(name: str) -> str:
     """"held-out", "tuning", "train" or "warm start": a problem belongs to one of them by the hash of its name, so no two can share one."""
     place = derive_seed("split", name) % 10
     return "held-out" if place < 2 else "tuning" if place < 3 else "train" if place < 5 else "warm start"
+
+
+def modules_of(task: Any) -> str:
+    """Where a task's code is, as `import` takes it: "sesa.tasks.math"; of one within another (`sesa.tasks.chat`), of both."""
+    inner = getattr(task, "task", None)
+    return type(task).__module__ if inner is None else f"{type(task).__module__}, {modules_of(inner)}"

@@ -7,12 +7,13 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sesa.tasks import Step
-from sesa.tasks.generated import CELL, CHAT_TOKENS, END, SYSTEM, Generated, GeneratedConfig, answer_of, cell_tokens, chatml, lines_of, named
+from sesa.tasks.generated import CELL, CHAT_TOKENS, END, SYSTEM, Generated, GeneratedConfig, answer_of, as_list, cell_tokens, chatml, lines_of, named
 
 INVALID = -0.1  # RAGEN's penalty for a turn without an action, or with one that is unknown
 MAX_ACTIONS = 10  # RAGEN: in all
@@ -121,22 +122,28 @@ class Agent(Generated):
         return Step(after, reward + (0.0 if valid else INVALID), over, solved)
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
-        """n trajectories in the compact form, each (seen, done, seen, done, ...): at every place a list of different actions, half of the
-        time of one alone. The first is the best with probability `config.skill`, else another; the last is taken, as a branch does.
-
-        Raises:
-            ValueError: the task has the chat form, for which there are no demonstrations.
-        """
-        self.need_compact()
+        """n trajectories, each (seen, done, seen, done, ...): at every place a list of different turns, half of the time of one alone. The
+        first begins with the best action with probability `config.skill`, else with another; the last is taken, as a branch does. In the
+        chat form a turn goes on, up to its limit, with the best actions wherever the one before leads."""
         return [self._trajectory(self.sample("warm start", rng), rng) for _ in range(n)]
 
     def _trajectory(self, problem: Any, rng: np.random.Generator) -> tuple[str, ...]:
-        state, over, text = self.reset(problem), False, []
+        state, over, text = self.reset(problem), False, ()
         while not over:
             best, *others = self.advice(problem, state.place)
             order = [*rng.permutation(others)]
             order.insert(0 if rng.random() < self.config.skill else int(rng.integers(1, len(order) + 1)), best)
             proposals = order[: 1 if rng.random() < 0.5 else int(rng.integers(2, len(order) + 1))]
-            text += [self.observe(problem, state), lines_of(*proposals)]
+            if self.config.form == "chat":
+                proposals = [self._turn(problem, state.place, action, rng) for action in proposals]
+            text += as_list(partial(self.observe, problem, state), proposals, self.stop)
             state, _, over, _ = self.step(problem, state, proposals[-1], int(rng.integers(2**31)))
-        return tuple(text)
+        return text
+
+    def _turn(self, problem: Any, place: Any, action: str, rng: np.random.Generator) -> str:
+        turn, over = "", False
+        while not over and len(turn) < ACTIONS_A_TURN["chat"]:
+            turn += action
+            place, _, over, _ = self.move(problem, place, action, rng)
+            action = self.advice(problem, place)[0]
+        return f"<answer>{' || '.join(self.names[letter] for letter in turn)}</answer>"

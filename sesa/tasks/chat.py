@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -84,3 +85,8 @@ class Templated:
 
     def observe(self, problem: Any, state: Any, proposals: Sequence[str] = ()) -> str:
         return self.template.translate(self.task.observe(problem, state, proposals))
+
+    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
+        """Prompts in the words of the template, and completions that end with its stop."""
+        texts = self.task.warm_start_texts(rng, n)
+        return [tuple(p.replace(END, self.stop) if i % 2 else self.template.translate(p) for i, p in enumerate(text)) for text in texts]

@@ -155,6 +155,9 @@ class CountdownTask(Puzzle):
         texts = right if right and rng.random() < self.config.skill else [text for _, text in every if text not in right]
         return texts[rng.integers(len(texts))]
 
+    def in_chat(self, problem: Countdown, solution: str) -> str:
+        return f"<answer>{solution}</answer>"
+
     def grade(self, problem: Countdown, text: str) -> Grade:
         answer = self._answer(problem, text)
         solved = answer is not None and answer.value == problem.target

