@@ -257,7 +257,7 @@ class LocalEngine:
         sampled, logprobs, alive = [], [], torch.ones(n, dtype=torch.bool, device=device)
         stopped, lengths = torch.zeros_like(alive), torch.zeros(n, dtype=torch.long, device=device)
         for t in range(max_tokens):
-            token, logprob = sample(logits, uniform[:, t], temperature, top_p)
+            token, logprob = sample(self.allowed(logits, sampled, stop), uniform[:, t], temperature, top_p)
             sampled.append(token)
             logprobs.append(logprob)
             lengths += alive
@@ -288,6 +288,10 @@ class LocalEngine:
             rows.texts[r] += written
             rows.marks[r].append((len(rows.texts[r]), len(rows.ids[r])))
         return completions
+
+    def allowed(self, logits: torch.Tensor, sampled: list[torch.Tensor], stop: str) -> torch.Tensor:
+        """The logits, (rows, vocabulary), at -inf for what may not follow the tokens sampled so far, (rows,) each; here all may."""
+        return logits
 
     def _stop_tokens(self, stop: str) -> torch.Tensor:
         """(vocabulary,) of bool: the tokens that end a completion, those that contain `stop` and the end of the sequence."""

@@ -67,7 +67,8 @@ class Templated:
     def __init__(self, task: Any, template: Template):
         if task.config.form != "chat":
             raise ValueError(f"{type(task).__name__} must have the chat form for a model with a chat template: form='chat'")
-        self.task, self.template, self.stop = task, template, template.stop
+        self.task, self.template = task, template
+        self.stop = template.stop if task.stop == END else task.stop  # of a list, the end of its line
 
     def __getattr__(self, name: str) -> Any:
         if name == "task":  # not set yet, as while it is unpickled
