@@ -97,8 +97,9 @@ def draw_curves(table: pd.DataFrame, arms: Sequence[str], panels: dict[str, str]
 
 def draw_pass_at_k(table: pd.DataFrame, arms: Sequence[str], ax: plt.Axes | None = None) -> Figure:
     """pass@k over k of every arm, with its interval; `table` has columns arm, seed, problem and pass@1, pass@2, ..."""
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.5, 4))
+    alone = ax is None
+    if alone:
+        _, ax = plt.subplots(figsize=(8.4, 4))
     for arm in arms:
         part = table[table["arm"] == arm]
         rows = {
@@ -109,7 +110,10 @@ def draw_pass_at_k(table: pd.DataFrame, arms: Sequence[str], ax: plt.Axes | None
         band(ax, "k", pd.DataFrame(rows.values(), columns=["mean", "low", "high"]).assign(k=list(rows)), **look(arm), marker="o", markersize=3)
     ax.set_xscale("log", base=2)
     ax.set(xlabel="k", ylabel="pass@k", ylim=(0, None), xticks=list(rows), xticklabels=list(rows))
-    ax.legend(fontsize=8)
+    if alone:
+        ax.figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        ax.legend(fontsize=8)
     return ax.figure
 
 
