@@ -158,8 +158,8 @@ class Records(TrainerCallback):
             write_atomic(folder / WHOLE, json.dumps(files) + "\n")
 
 
-def trl_config(task: Task, config: Training, seed: int, folder: Path, processes: int, kind=GRPOConfig, vllm="off", **more: Any) -> GRPOConfig:
-    """`config` in TRL's words, for so many processes. kind: the class to make. more: its other fields.
+def trl_config(task: Task, config: Training, seed: int, folder: Path, processes: int, kind=None, vllm="off", **more: Any) -> GRPOConfig:
+    """`config` in TRL's words, for so many processes. kind: the class to make, None: GRPOConfig. more: its other fields.
 
     Raises:
         ValueError: TRL cannot do what is asked, or groups would be split over processes.
@@ -183,7 +183,7 @@ def trl_config(task: Task, config: Training, seed: int, folder: Path, processes:
         raise ValueError(f"{split}: make the problems of a step a multiple of {processes}")
     local = n // processes * rows
     at_once = max(d for d in range(1, min(local, config.micro_batch) + 1) if local % d == 0)
-    return kind(
+    return (kind or GRPOConfig)(
         output_dir=str(folder), seed=derive_seed(seed, config.arm, "trl") % 2**32, use_cpu=not torch.accelerator.is_available(),
         report_to="none", logging_steps=1, logging_nan_inf_filter=False, save_steps=config.checkpoint_every * config.updates,
         save_total_limit=2, max_steps=config.steps * config.updates, num_iterations=config.updates, num_generations=rows,
@@ -204,9 +204,9 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     Raises:
         ValueError: what `trl_config` refuses, or vLLM is not installed.
     """
-    args = trl_config(task, config, seed, folder, processes := int(os.environ.get("WORLD_SIZE", 1)), vllm=vllm, **more)
     if vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
+    args = trl_config(task, config, seed, folder, processes := int(os.environ.get("WORLD_SIZE", 1)), vllm=vllm, **more)
     rollouts = Rollouts(task, config, seed)
     if args.world_size != processes:
         raise ValueError(f"WORLD_SIZE says {processes} processes, TRL {args.world_size}: start them by accelerate launch or torchrun")
