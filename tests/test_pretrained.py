@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Co
 from sesa.arms import Training
 from sesa.experiments import answers, independent, scores, started, trained
 from sesa.models import WarmStart, text_loss_backward
-from sesa.pretrained import SMOLLM2, Pretrained, gguf, load, taught
+from sesa.pretrained import SMOLLM2, Pretrained, load, taught
 from sesa.runs import home as home_of
+from sesa.serve import bundled
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.math import MathConfig, MathTask
@@ -176,7 +177,7 @@ def test_smollm2_is_what_its_file_holds(home):
     from gguf import GGUFReader, dequantize
 
     model, tokenizer = load(Pretrained(SMOLLM2))
-    tensors = {t.name: t for t in GGUFReader(gguf()).tensors}
+    tensors = {t.name: t for t in GGUFReader(bundled()).tensors}
     for theirs, ours in (
         ("token_embd.weight", model.model.embed_tokens.weight),
         ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),
