@@ -191,3 +191,18 @@ def test_the_learning_rates_of_laptop_are_those_that_the_study_found():
     found = {arm: rate for arm, rate in score.groupby("arm").idxmax()}
     given = load_profile("laptop")["06_collapse_recovery"]["learning_rates"]
     assert given == {arm: found[arm] for arm in given}
+
+
+@pytest.mark.parametrize("record", ["03_tuning", "04_tuning", "05_tuning_countdown", "05_tuning_frozen_lake"])
+def test_the_learning_rates_of_the_tasks_are_those_that_the_study_found(record):
+    """By the rule that notebooks 03 to 05 state: pass@1, the mean over the last three probes; of a tie the lower rate."""
+    tuning = pd.read_csv(ROOT / "figures" / "study" / "records" / f"{record}.csv")
+    assert set(tuning["seed"]) == {100}
+    steps = sorted(tuning["step"].unique())[-3:]
+    score = tuning[tuning["step"].isin(steps)].groupby(["arm", "rate"])["pass@1"].mean()
+    found = score.groupby("arm").idxmax().map(lambda at: at[1]).to_dict()
+    notebook, _, task = record.replace("_tuning", "", 1).partition("_")
+    (name,) = [n for n in load_profile("laptop") if n.startswith(notebook)]
+    given = load_profile("laptop")[name]["learning_rates"]
+    given = given[task] if task else given
+    assert len(given) >= 4 and given == {arm: found[arm] for arm in given}
