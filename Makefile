@@ -25,7 +25,7 @@ STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebo
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 13 min on 2 cores)
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 33 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
@@ -34,10 +34,10 @@ $(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
 $(STAMPS): | $(READY)
 	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
 
-smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (1.5 min)
+smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (2 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(READY)  ## all tests (5 min)
+test: $(READY)  ## all tests (8 min)
 	$(RUN) -m pytest
 
 bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)
