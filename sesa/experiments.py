@@ -131,7 +131,7 @@ def sketch_values(model, tokenizer, task: Any, seed: int, samples: int) -> pd.Da
     sketches = [(problem, sketch) for problem in task.held_out for sketch in task.sketches(problem)]
     drawn = [(problem, sketch, i) for problem, sketch in sketches for i in range(samples)]
     completions = LocalEngine(model, tokenizer).generate(
-        [task.expand_prompt(problem, sketch) for problem, sketch, _ in drawn],
+        [task.expand_prompt(problem, task.told(sketch)) for problem, sketch, _ in drawn],
         seeds=[derive_seed(seed, "value", problem.id, sketch, i) for problem, sketch, i in drawn],
         stop=task.stop,
         max_tokens=task.max_tokens,

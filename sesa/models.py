@@ -7,6 +7,7 @@ that a task provides; the recipe (our choice) is in `WarmStart`.
 The finished model is cached under `runs/models/`, its manifest written last; a cache that does not match its manifest is rebuilt.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -101,6 +102,14 @@ def tiny_lm(
 def code_of(task: Teacher) -> str:
     """A fingerprint of the code that texts and training depend on."""
     return fingerprint(sources_behind(f"import sesa.models, {modules_of(task)}"))
+
+
+def weights_of(model: PreTrainedModel) -> str:
+    """A digest of all weights."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def cached(name: str, inputs: dict[str, Any], make: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Path:
@@ -201,11 +210,21 @@ def text_loss_backward(
         ids, taught = ids.to(model.device), taught.to(model.device)
         # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
         with autocast(model):
-            logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]])
+            if _plain(model):  # only where something is taught: most of a batch is prompt and padding
+                logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]])
+            else:
+                logits = model(input_ids=ids, use_cache=False).logits[:, :-1][taught[:, 1:]]
         loss = cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
         (weight * loss).backward()
         mean += loss.item()
     return mean
+
+
+def _plain(model: PreTrainedModel) -> bool:
+    """Whether the logits are a matrix product of the last hidden state: no cap, no scale."""
+    config = model.config.get_text_config()
+    changed = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    return hasattr(model, "lm_head") and hasattr(model, "model") and not any(changed)
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict) -> None:

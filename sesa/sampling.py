@@ -20,7 +20,7 @@ The engine and the task come in from outside: this file knows no torch and no ta
 
 Not stated in what is known of the paper, and so our choice: an expansion sees its own sketch only; duplicates stay in the group as
 they come; in a tree, who may branch (`_widths`). Ours altogether: the sliding window, which shows the last W candidates instead of all.
-And what becomes of a context that is full: a list starts anew, and a trajectory is over (`Rollout.overflow`).
+And what becomes of a context that is full: a list starts anew, a trajectory is over (`Rollout.overflow`), a state gets no more proposals.
 """
 
 from collections.abc import Sequence

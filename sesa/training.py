@@ -8,7 +8,6 @@ A run is a folder: `metrics.jsonl`, one line a step, `timings.jsonl` beside it, 
 the same weights and metrics, bit for bit on the CPU. Ctrl-C finishes the step and saves.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -27,7 +26,7 @@ from sesa.arms import Training
 from sesa.collapse import Monitor, probe
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
-from sesa.models import text_loss_backward
+from sesa.models import text_loss_backward, weights_of
 from sesa.objective import clipped_loss, kl_estimate, rollout_advantages, token_weights, with_advantages
 from sesa.packing import Packed, pack, packed_logprobs
 from sesa.records import fingerprint, sources_behind
@@ -247,13 +246,11 @@ def run_folder(
 
 def _identity(model, task, problems, config: Training, seed: int, probe_on) -> dict:
     """All that a run's result depends on, but the reference."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().float().cpu().numpy().tobytes())
     code = fingerprint(sources_behind(f"import sesa.training, {modules_of(task)}"))
     world = f"{type(task).__name__} {getattr(task, 'config', '')}"
     ids = {name: hash_of([p.id for p in chosen]) for name, chosen in (("problems", problems), ("probed on", probe_on))}
-    return {**asdict(config), "seed": seed, "task": world, **ids, "first weights": digest.hexdigest()[:12], "code": code}
+    seen = {"template": str(getattr(task, "template", "")), "device": model.device.type}
+    return {**asdict(config), "seed": seed, "task": world, **seen, **ids, "first weights": weights_of(model), "code": code}
 
 
 def _save(folder: Path, identity: dict, model, optimizer, state: dict) -> None:

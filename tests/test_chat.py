@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from sesa.tasks import Environment
 from sesa.tasks.chat import Templated, template_of
@@ -136,6 +136,19 @@ def test_a_template_that_cannot_be_read_is_said(template, message):
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=message):
         template_of(tokenizer)
+
+
+def test_a_day_that_a_template_shows_stands_still():
+    dated = LLAMA.replace("{{ bos_token }}", "{{ bos_token }}{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}", 1)
+    assert template_of(tokenizer_of("llama", dated)).head.startswith("<|begin_of_text|>26 Jul 2024")
+
+
+def test_an_end_of_turn_that_is_special_by_its_token_alone():
+    """As Gemma 3's: the tokenizer's own end is another."""
+    tokenizer = tokenizer_of("gemma")
+    tokenizer.eos_token = "<eos>"
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
+    assert template_of(tokenizer).stop == "<end_of_turn>"
 
 
 def test_the_compact_form_has_no_template():

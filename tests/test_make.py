@@ -95,7 +95,7 @@ def test_unknown_profile_is_refused_before_any_work(tmp_path, flags):
 def test_without_an_environment_reproduce_makes_one_first(tmp_path):
     for name in ("sesa", "notebooks", "data"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "requirements.model", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     command = ["make", "-n", "reproduce", "PROFILE=smoke"]
     steps = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True).stdout
@@ -115,7 +115,7 @@ def write_notebook(path: Path, *cells: str) -> None:
 def test_reproduce_for_real_in_a_small_copy_redoes_just_what_changed(tmp_path):
     copy, home = tmp_path / "copy", tmp_path / "home"
     (copy / "notebooks" / "profiles").mkdir(parents=True)
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "requirements.model", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "sesa", copy / "sesa", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "notebooks" / "profiles" / "tiny.yaml").write_text("00_a:\n01_b:\n10_claims:\n")

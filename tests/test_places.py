@@ -117,6 +117,7 @@ def test_lists_and_sketches_of_places():
     task = Templated(STATES, template_of(tokenizer))
     task.task.max_tokens = task.task.sketch_max_tokens = 48  # a token a character
     engine = LinesEngine(model, tokenizer, [f" {path}" for path in STATES.paths])
+    assert "<|im_start|>" not in task.prompt(task.problems[0]) and task.prompt(task.problems[0]).startswith(tokenizer.bos_token)
     (group,) = sequential(engine, task, task.problems, Sampling(12, list_length=4), 0)
     assert all(r.solved for r in group.rollouts) and [len(r.history) for r in group.rollouts] == [0, 1, 2, 3] * 3
     engine = LinesEngine(model, tokenizer, [f" {text}" for text in [*STATES.paths, *{p.split(" > ")[0] for p in STATES.paths}]])

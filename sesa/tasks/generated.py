@@ -182,6 +182,10 @@ class Puzzle(Generated):
         """A sketch in words (chat form), as `outline` asks for it."""
         return sketch
 
+    def told(self, sketch: str) -> str:
+        """A sketch as prompts and lists of this form have it."""
+        return sketch if self.config.form == "compact" else self.sketch_in_chat(sketch)
+
     @abstractmethod
     def grade(self, problem: Any, text: str) -> Grade: ...
 
@@ -216,7 +220,7 @@ class Puzzle(Generated):
     def _text(self, problem: Any, rng: np.random.Generator) -> tuple[str, ...]:
         c = self.config
         sketches = self.sketches(problem)
-        told = sketches if c.form == "compact" else [self.sketch_in_chat(sketch) for sketch in sketches]
+        told = [self.told(sketch) for sketch in sketches]
         p = np.arange(1, len(sketches) + 1) ** -float(c.exponent)
         p /= p.sum()
         useful = p * np.isin(sketches, self.useful(problem))
