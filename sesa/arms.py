@@ -87,7 +87,7 @@ class Training:
         return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
 
     @property
-    def holds_on(self) -> bool:
+    def needs_reference(self) -> bool:
         """Whether training needs a reference policy: some KL weight is not 0."""
         return any(replace(self, arm=arm).full_objective.kl for arm in filter(None, (self.arm, self.on_collapse)))
 

@@ -85,6 +85,7 @@ def read_placement(name: str) -> Placement:
 
 
 def lora_config(rank: int) -> LoraConfig:
+    """An adapter of this rank on all linear layers, scaled by 2 (our choice)."""
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 

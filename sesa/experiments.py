@@ -49,7 +49,7 @@ def trained(
     task, policy, tokenizer = started(task, seed, model, warm_start)
     if plan is None:
         return task, policy, tokenizer, None
-    reference = started(task, seed, model, warm_start)[1] if plan.holds_on else None
+    reference = started(task, seed, model, warm_start)[1] if plan.needs_reference else None
     probe_on = task.held_out[:probed]
     folder = run_folder(home() / "runs" / under, policy, task, plan, seed, probe_on)
     return task, policy, tokenizer, train(policy, tokenizer, task, task.problems, plan, seed, folder, reference, probe_on)

@@ -66,7 +66,7 @@ def train(
     arms = [replace(config, arm=arm) for arm in (config.arm, config.on_collapse or config.arm)]  # as it is, and when collapsed
     for arm in arms:
         arm.suit(task)
-    if config.holds_on and reference is None:
+    if config.needs_reference and reference is None:
         raise ValueError("a KL term needs a reference policy: train(..., reference=model)")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     probe_on = problems if probe_on is None else probe_on
