@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sesa.engines.lines import LinesEngine
+from sesa.models import word_tokenizer
 from sesa.sampling import Sampling, sequential, sesa
 from sesa.tasks.chat import Templated, template_of
 from sesa.tasks.places import PlacesConfig, PlacesTask
@@ -52,17 +54,12 @@ LINES = ["a b", "a c", "b", "c c c", "c"]
 
 
 @pytest.fixture
-def engine(tiny_models):
-    model, tokenizer = tiny_models
-    return LinesEngine(model, tokenizer, LINES)
+def engine(tiny_model):
+    return LinesEngine(*tiny_model, LINES)
 
 
 @pytest.fixture
-def tiny_models():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from sesa.models import word_tokenizer
-
+def tiny_model():
     tokenizer = word_tokenizer(["a", "b", "c", "d"])
     torch.manual_seed(3)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -86,9 +83,9 @@ def distribution(model, tokenizer, prompt, temperature):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 @torch.no_grad()
-def test_lines_are_drawn_as_the_constrained_distribution_has_them(engine, tiny_models, temperature):
+def test_lines_are_drawn_as_the_constrained_distribution_has_them(engine, tiny_model, temperature):
     n = 4000
-    expected = distribution(*tiny_models, "d ", temperature)
+    expected = distribution(*tiny_model, "d ", temperature)
     assert sum(expected.values()) == pytest.approx(1)
     done = engine.generate(["d "] * n, seeds=range(n), stop="\n", max_tokens=8, temperature=temperature)
     counts = Counter(c.text for c in done)
@@ -99,17 +96,15 @@ def test_lines_are_drawn_as_the_constrained_distribution_has_them(engine, tiny_m
     assert all(c.stopped for c in done)
 
 
-def test_what_it_cannot_write_is_said(engine, tiny_models):
+def test_what_it_cannot_write_is_said(engine, tiny_model):
     with pytest.raises(ValueError, match="not with ' '"):
         engine.generate(["a"], seeds=[0], stop=" ", max_tokens=3)
     with pytest.raises(ValueError, match="no lines"):
-        LinesEngine(*tiny_models, [])
+        LinesEngine(*tiny_model, [])
 
 
 def test_lists_and_sketches_of_places():
     """A random model of hub kind, in the words of its template: whatever it prefers, every line is a place."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = tokenizer_of("llama")
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
