@@ -49,7 +49,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 serve: $(READY)  ## a small pretrained model at http://127.0.0.1:8080/v1, for samplings on an endpoint
 	$(RUN) -m sesa.serve
 
-figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (1 min)
+figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (2 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
