@@ -1,4 +1,5 @@
-"""The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule. Nothing is typed by hand.
+"""The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule, and what the paper leaves open
+(`data/open_questions.csv`), with an answer by rule. Nothing is typed by hand.
 
 A notebook measures a claim with `measure` and stores it with `save_claims`; `claims_table` joins all of a profile's with the paper's.
 """
@@ -13,6 +14,7 @@ from sesa.metrics import bootstrap_interval
 from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
+OPEN = ROOT / "data" / "open_questions.csv"
 MIN_SEEDS = 3  # no verdict on fewer
 MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "problems"]
 NUMBERS = ["paper_baseline", "paper_value", "paper_effect", *MEASURED[2:]]
@@ -28,21 +30,34 @@ def paper_claims() -> pd.DataFrame:
     return pd.read_csv(io.StringIO(verified_text(PAPER))).set_index("id", drop=False)
 
 
+def open_questions() -> pd.DataFrame:
+    """What the paper leaves open, worded by us, in the columns of `paper_claims`; there is no number of the paper's.
+
+    Raises:
+        DataError: as there.
+    """
+    return pd.read_csv(io.StringIO(verified_text(OPEN))).set_index("id", drop=False).reindex(columns=paper_claims().columns)
+
+
+def _all() -> pd.DataFrame:
+    return pd.concat([paper_claims(), open_questions().astype({c: float for c in NUMBERS[:3]})])
+
+
 def measure(claim: str, setting: str, baseline: pd.DataFrame, value: pd.DataFrame) -> dict:
     """One measured claim: both arms' means, and the effect with its 95% interval.
 
     Args:
-        claim: its id in `paper_claims.csv`, which also says whether the effect is a ratio (of the means) or a difference.
+        claim: its id in one of these two tables, which also say whether the effect is a ratio (of the means) or a difference.
         setting: what of our setting a reader must know, e.g. "T=1".
         baseline, value: the two arms on the same problems, (seeds, problems), index and columns alike.
 
     Raises:
-        KeyError: the paper makes no such claim.
+        KeyError: there is no such claim or question.
         ValueError: the two arms have other seeds or problems.
     """
     if not (baseline.index.equals(value.index) and baseline.columns.equals(value.columns)):
         raise ValueError(f"{claim}: both arms must have the same seeds and problems")
-    if paper_claims().loc[claim, "effect_kind"] == "ratio":
+    if _all().loc[claim, "effect_kind"] == "ratio":
         effect, low, high = bootstrap_interval(value, over=baseline)
     else:
         effect, low, high = bootstrap_interval(value - baseline)
@@ -56,10 +71,14 @@ def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int)
 
     reproduced: the interval excludes "no effect" on the paper's side, and reaches the paper's effect or lies beyond it. direction only:
     it excludes "no effect", but stays below the paper's. not reproduced: it contains "no effect", or lies on the other side. not judged: fewer than 3 seeds.
+
+    Where the paper leaves a question open, its effect being nan: higher or lower, when the interval excludes "no effect"; else no difference seen.
     """
     if seeds < MIN_SEEDS:
         return "not judged"
     nothing = 1.0 if kind == "ratio" else 0.0
+    if pd.isna(paper_effect):
+        return "higher" if low > nothing else "lower" if high < nothing else "no difference seen"
     if paper_effect < nothing:  # look at it in the mirror
         paper_effect, low, high = -paper_effect, -high, -low
         nothing = -nothing
@@ -76,12 +95,11 @@ def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFra
 
 
 def claims_table(profile: str) -> pd.DataFrame:
-    """All claims of the paper, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
-    paper = paper_claims()
+    """All claims of the paper and open questions, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
     files = sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))
     measured = [row for p in files for row in read(p).to_dict("records")]
     ours = pd.DataFrame(measured, columns=MEASURED)
-    table = paper.reset_index(drop=True).merge(ours, on="id", how="left")
+    table = _all().reset_index(drop=True).merge(ours, on="id", how="left")
     table["verdict"] = [
         NOT_RUN if pd.isna(r["seeds"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
         for r in table.to_dict("records")
@@ -97,21 +115,22 @@ def save_table(profile: str) -> pd.DataFrame:
 
 
 def claims_markdown(table: pd.DataFrame) -> str:
-    """The table of `claims_table` for people, as Markdown."""
-    lines = [
-        "| claim | paper: baseline → method (effect) | setting | ours: baseline → method | effect [95% interval] | seeds | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """The table of `claims_table` for people, as Markdown. Of rows that are all open questions, without a column for the paper."""
+    asked = bool(len(table)) and table["paper_effect"].isna().all()
+    titles = ["question" if asked else "claim", "paper: baseline → method (effect)", "setting", "ours: baseline → method", "effect [95% interval]", "seeds"]
+    titles.append("answer" if asked else "verdict")
+    rows = []
     for r in table.to_dict("records"):
         sign = "×{:.3g}" if r["effect_kind"] == "ratio" else "{:+.2f}"
         stated = "" if pd.isna(r["paper_value"]) else f"{r['paper_baseline']:g} → {r['paper_value']:g} "
-        paper = f"{stated}({sign.format(r['paper_effect'])})"
+        paper = "left open" if pd.isna(r["paper_effect"]) else f"{stated}({sign.format(r['paper_effect'])})"
         ours = ["", "", "", ""]
         if r["verdict"] != NOT_RUN:
             interval = f"{sign.format(r['effect'])} [{sign.format(r['low'])}, {sign.format(r['high'])}]"
             ours = [r["setting"], f"{r['baseline']:.3g} → {r['value']:.3g}", interval, str(int(r["seeds"]))]
-        lines.append(f"| {r['where']}, {r['metric']}: {r['arm']} over {r['baseline_arm']} | {paper} | {' | '.join(ours)} | {r['verdict']} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"{r['where']}{' ' if asked else ', '}{r['metric']}: {r['arm']} over {r['baseline_arm']}", paper, *ours, r["verdict"]])
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join("| " + " | ".join(cells[:1] + cells[1 + asked :]) + " |\n" for cells in lines)
 
 
 def with_section(text: str, name: str, content: str) -> str:
@@ -121,9 +140,10 @@ def with_section(text: str, name: str, content: str) -> str:
     return head + begin + "\n" + content + end + rest.split(end)[1]
 
 
-def with_claims(text: str, table: pd.DataFrame) -> str:
-    """`text` with its section of claims replaced by the rows of the table that are judged."""
-    return with_section(text, "claims", claims_markdown(table[table["seeds"].ge(3)]))
+def with_claims(text: str, laptop: pd.DataFrame, study: pd.DataFrame) -> str:
+    """`text` with its section of claims replaced by the paper's that the first table judges, and that of open questions by the second's."""
+    text = with_section(text, "claims", claims_markdown(laptop[laptop["paper_effect"].notna() & laptop["seeds"].ge(MIN_SEEDS)]))
+    return with_section(text, "open questions", claims_markdown(study[study["paper_effect"].isna()]))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -137,4 +157,5 @@ def _folder(profile: str) -> Path:
 
 if __name__ == "__main__":  # `make readme`
     readme = ROOT / "README.md"
-    write_atomic(readme, with_claims(readme.read_text(encoding="utf-8"), read(ROOT / "figures" / "laptop" / "claims.csv")))
+    tables = [read(ROOT / "figures" / profile / "claims.csv") for profile in ("laptop", "study")]
+    write_atomic(readme, with_claims(readme.read_text(encoding="utf-8"), *tables))

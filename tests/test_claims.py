@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sesa import claims
-from sesa.claims import claims_markdown, claims_table, measure, paper_claims, save_claims, verdict
+from sesa.claims import claims_markdown, claims_table, measure, open_questions, paper_claims, save_claims, verdict
 from sesa.runs import DataError
 
 PAPER = {  # id: baseline, value, kind, effect
@@ -109,6 +109,23 @@ def test_an_interval_that_is_not_a_number_shows_nothing(kind, paper):
         assert verdict(kind, paper, low, high, seeds=5) not in ("reproduced", "direction only")
 
 
+@pytest.mark.parametrize(
+    "kind, low, high, answer",
+    [
+        ("difference", 0.01, 0.2, "higher"),
+        ("difference", 0.0, 0.2, "no difference seen"),
+        ("difference", -0.2, -0.01, "lower"),
+        ("ratio", 1.01, 2.0, "higher"),
+        ("ratio", 0.5, 1.0, "no difference seen"),
+        ("ratio", 0.5, 0.9, "lower"),
+        ("ratio", float("nan"), 2.0, "no difference seen"),
+    ],
+)
+def test_answers_where_the_paper_has_no_number(kind, low, high, answer):
+    assert verdict(kind, float("nan"), low, high, seeds=3) == answer
+    assert verdict(kind, float("nan"), low, high, seeds=2) == "not judged"
+
+
 # --------------------------------------------------------------------------------------------------------------- measure
 
 
@@ -175,7 +192,7 @@ def row(claim: str, setting: str, baseline: float, value: float, interval: tuple
 
 def test_nothing_measured_is_not_run(in_tmp):
     table = claims_table("test")
-    assert list(table["id"]) == list(PAPER)
+    assert list(table["id"]) == [*PAPER, *open_questions()["id"]]
     assert set(table["verdict"]) == {"not run at this scale"}
 
 
@@ -213,11 +230,24 @@ def test_table_joins_what_all_notebooks_measured(in_tmp):
         ("sudoku-pass32", "G=8", "not judged"),
         ("recovery", "new", "not reproduced"),
     ]
-    assert list(table["id"]) == ["synthetic-distinct", *PAPER]  # in the paper's order, one row per setting
+    assert list(table["id"]) == ["synthetic-distinct", *PAPER, *open_questions()["id"]]  # in the paper's order, one row per setting
     first = table.iloc[0]
     assert (first["paper_baseline"], first["paper_value"], first["paper_effect"]) == (11, 80, 7.27)
     assert (first["baseline"], first["value"], first["effect"], first["low"], first["high"]) == (10, 75, 7.5, 7.0, 8.0)
     assert (first["seeds"], first["problems"]) == (3, 4)
+
+
+def test_open_questions_have_a_table_without_the_paper(in_tmp):
+    save_claims("07_fake", "test", [row("open-cost", "G=8", 1, 2, (2, 1.9, 2.1))])
+    table = claims_table("test")
+    asked = table[table["paper_effect"].isna()]
+    header, _, *lines = claims_markdown(asked).splitlines()
+    assert header == "| question | setting | ours: baseline → method | effect [95% interval] | seeds | answer |"
+    said = dict(zip(asked["id"], lines, strict=True))
+    assert said["open-cost"] == "| What does the sequential stage cost? seconds per group: sesa over parallel | G=8 | 1 → 2 | ×2 [×1.9, ×2.1] | 3 | higher |"
+    assert said["open-larger-models"].endswith("|  |  |  |  | not run at this scale |")
+    assert "| left open | G=8 |" in claims_markdown(table)  # beside the paper's
+    assert set(asked["effect_kind"]) == {"ratio", "difference"} and not asked["id"].duplicated().any()
 
 
 def test_markdown_has_one_line_a_row_with_its_numbers(in_tmp):
