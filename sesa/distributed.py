@@ -47,17 +47,18 @@ from sesa.plan import show
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
 from sesa.sampling import Group, actions, iid_actions
 from sesa.tasks import Environment, Task
+from sesa.tasks.chat import Templated, template_of
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.math import MathConfig, MathTask
-from sesa.tasks.paths import PathTask
+from sesa.tasks.paths import PathConfig, PathTask
 from sesa.tasks.sokoban import Sokoban, SokobanConfig
 from sesa.tasks.sudoku import SudokuConfig, SudokuTask
 from sesa.training import TrainingError, describe
 
-# name -> task with this field of its configuration: instruction-tuned models are asked in the chat form
+# name -> task with this field of its configuration
 TASKS: dict[str, Callable[..., Task]] = {
-    "paths": PathTask,
+    "paths": lambda **form: PathTask(PathConfig(**form)),
     "math": lambda **form: MathTask(MathConfig(**form)),
     "sudoku": lambda **form: SudokuTask(SudokuConfig(**form)),
     "countdown": lambda **form: CountdownTask(CountdownConfig(**form)),
@@ -207,7 +208,6 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
     if vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ValueError(f"vLLM ({vllm}) is not installed: pip install 'trl[vllm]', or leave it off")
     args = trl_config(task, config, seed, folder, processes := int(os.environ.get("WORLD_SIZE", 1)), vllm=vllm, **more)
-    rollouts = Rollouts(task, config, seed)
     if args.world_size != processes:
         raise ValueError(f"WORLD_SIZE says {processes} processes, TRL {args.world_size}: start them by accelerate launch or torchrun")
     if model == "tiny":
@@ -215,6 +215,7 @@ def make_trainer(model: Any, task: Task, config: Training, seed: int, folder: Pa
             model = tiny_lm(task, seed)
     elif isinstance(model, str):  # not before `args`: DeepSpeed scatters weights while they are read
         model = AutoModelForCausalLM.from_pretrained(model, dtype="float32"), AutoTokenizer.from_pretrained(model)
+    rollouts = Rollouts(task, config, seed)
     # The problems of all steps in order, so that a resumed run goes on with them.
     data = [problem.id for step in range(config.steps) for problem in config.choose(task.problems, config.root(seed, step))]
     trainer = GRPOTrainer(
@@ -257,6 +258,17 @@ def train(model: str, task: Task, config: Training, seed: int, folder: Path, **h
     with PartialState().main_process_first():
         checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}"})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def asked(task: str, model: str, dry_run: bool) -> Task:
+    """The task in the model's words: compact for the tiny LM, in a folder too; in its chat template for one that has any (for a dry run, which
+    loads nothing, in ChatML)."""
+    if model == "tiny":
+        return TASKS[task]()
+    if dry_run:
+        return TASKS[task](form="chat")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return Templated(TASKS[task](form="chat"), template_of(tokenizer)) if tokenizer.chat_template else TASKS[task]()
 
 
 LIMITS = "max_tokens", "sketch_max_tokens"  # of a task
@@ -304,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         o = parser.parse_args(arguments)
         if o.task not in TASKS:
             raise ValueError(f"no task {o.task!r}: take one of {', '.join(TASKS)}")
-        task = TASKS[o.task]() if o.model == "tiny" or o.task == "paths" else TASKS[o.task](form="chat")
+        task = asked(o.task, o.model, o.dry_run)
         for name in LIMITS:
             if getattr(o, name):
                 setattr(task, name, getattr(o, name))

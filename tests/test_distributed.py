@@ -22,10 +22,12 @@ from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
 from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed
+from sesa.tasks import Environment
 from sesa.tasks.paths import PathConfig, PathTask
 from sesa.training import TrainingError, _policy_backward
 from tests.conftest import random_llama
 from tests.test_actions import Problem, Walk
+from tests.test_chat import tokenizer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -321,6 +323,19 @@ def test_the_folder_of_another_run_is_left_alone(taught, tmp_path):
     with pytest.raises(ValueError, match="seed: 0, not 1"):
         train(folder, task, replace(QUICK, steps=2), 1, tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", sorted(distributed.TASKS))
+def test_a_model_is_asked_in_its_own_words(taught, tmp_path, name):
+    tokenizer_of("llama").save_pretrained(tmp_path)
+    plain, chatml, llama = (distributed.asked(name, model, dry) for model, dry in ((taught[1], False), ("Qwen/any", True), (str(tmp_path), False)))
+    assert (plain.config.form, chatml.config.form, llama.config.form) == ("compact", "chat", "chat")
+
+    def first(task):
+        problem = task.problems[0]
+        return task.observe(problem, task.reset(problem)) if isinstance(distributed.TASKS[name](), Environment) else task.prompt(problem)
+
+    assert first(chatml).startswith("<|im_start|>system") and first(llama).startswith("<|begin_of_text|>") and len(first(plain)) < 100
 
 
 def test_help(capsys):

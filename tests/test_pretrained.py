@@ -19,9 +19,11 @@ from sesa.serve import bundled
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.math import MathConfig, MathTask
+from sesa.tasks.paths import PathConfig, PathTask
 from sesa.tasks.places import PlacesTask
 from sesa.tasks.sokoban import Sokoban, SokobanConfig
 from sesa.tasks.sudoku import SudokuConfig, SudokuTask
+from sesa.training import run_folder, train
 from tests.test_chat import CHATML, tokenizer_of
 
 FAMILIES = {"chatml": Qwen2Config, "llama": LlamaConfig, "gemma": GemmaConfig}
@@ -74,6 +76,15 @@ def test_every_task_trains_every_family(home, hub_model, kind, task, arm):
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again[1].parameters(), strict=True))
     groups = answers(policy, tokenizer, world, independent(arm), 0, 2)
     assert len(scores(world, groups, ks=(1, 2))) == 3
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_looks_for_treasures(home, hub_model, kind):
+    """As notebook 06 does: there are no held-out maps."""
+    plan = Training(arm="sequential+replay+unique+distill", steps=2, problems_per_step=2, group_size=3, probe_every=1)
+    task, model, tokenizer = started(PathTask(PathConfig(form="chat", maps=4)), 0, {"name": hub_model(kind)}, {"steps": 1, "batch_size": 2})
+    metrics = train(model, tokenizer, task, task.problems, plan, 0, run_folder(home_of() / "runs", model, task, plan, 0), probe_on=task.problems[:2])
+    assert len(metrics) == 2 and metrics["completion_tokens"].min() > 0 and metrics["pass@1"].notna().all()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -211,6 +222,28 @@ def test_what_a_puzzles_demonstrations_write_is_right_and_asked_for(task):
         assert all(c == p + stop for c, p in zip(completions, plain, strict=True))
         assert [before for before, _ in said] == [prompt(problem, plain[:i]) for i in range(len(plain))]
     assert kinds == {"sketches", "solutions", "expansion"}
+
+
+def test_what_the_demonstrations_of_paths_name_is_there_and_asked_for():
+    task = PathTask(PathConfig(form="chat"))
+    maps = {p.id: p for p in task.problems}
+    kinds = set()
+    for text in task.warm_start_texts(np.random.default_rng(3), 60):
+        problem = maps[re.search(r"Treasures of (map\d+) ", text[0])[1]]
+        said = conversation(text)
+        places = [c.removesuffix("\n") for _, c in said]
+        assert all(c == f" {p.strip()}\n" for (_, c), p in zip(said, places, strict=True))
+        level = places[0].count("/") + 1
+        keys = [task._place(p, level) for p in places]
+        assert None not in keys and len({*keys}) == len(keys)
+        if level < 3 or text[0] == task.prompt(problem):
+            kinds.add(level)
+            assert [before for before, _ in said] == [task._list_prompt(problem.id, level, places[:i]) for i in range(len(places))]
+        else:
+            kinds.add("expansion")
+            sketch = re.search(r"List a district of (\S+), in", text[0])[1]
+            assert text[0] == task.expand_prompt(problem, f" {sketch}") and f"{keys[0]}/".startswith(f"{sketch}/")
+    assert kinds == {1, 2, 3, "expansion"}
 
 
 @pytest.mark.parametrize("agent", [T(C(skill=1, **FEW)) for T, C in ((FrozenLake, FrozenLakeConfig), (Sokoban, SokobanConfig))])

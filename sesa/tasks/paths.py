@@ -13,16 +13,21 @@ All texts consist of lines. A prompt ends with a line that says what to list; a 
     map7 districts          map7 cities             map7 from Hunan/Shaoyang
     Hunan/Shaoyang/Wugang   Hunan/Shaoyang          Hunan/Shaoyang/Wugang
     Hunan/Changsha/Liuyang  Anhui/Hefei
+
+That is for a tiny LM, whose whole language it is. For an instruction-tuned one there is the chat form, in ChatML: the same lists, numbered, in
+the assistant's turn. What a pretrained LM knows of China is then its own, and the prior is that of the warm start's texts alone.
 """
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sesa.runs import ROOT, DataError, derive_seed, verified_text
 from sesa.tasks import Grade
+from sesa.tasks.generated import FORMS, SYSTEM, as_list, chatml
 
 DATA = ROOT / "data" / "china_divisions.csv"
 LEVELS = ("provinces", "cities", "districts")
@@ -153,8 +158,11 @@ class PathConfig:
     list_items: tuple[int, int] = (4, 32)
     # How well "a different one" is obeyed: the share of lists without repetition; the others are drawn with replacement.
     distinct_share: float = 1.0
+    form: str = "compact"  # or "chat"
 
     def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form is one of {', '.join(FORMS)}, not {self.form!r}")
         if self.sketch_level not in (1, 2, 3):
             raise ValueError(f"sketch_level is 1, 2 or 3 levels of the path, not {self.sketch_level}")
         if not 0 <= self.distinct_share <= 1:
@@ -178,21 +186,39 @@ class PathTask:
         self.problems = make_maps(self.prior, config.maps, derive_seed(config.seed, "maps"))
         # The prior of the first 1, 2 and 3 levels: what sketches are drawn from.
         self.priors = [marginal(self.prior, level) for level in (1, 2, 3)]
-        self.lines = [f"{path}\n" for path in self.prior.paths]  # every valid completion, as `prior.p` orders them
+        self.lines = [f"{self._item(path)}\n" for path in self.prior.paths]  # every valid completion, as `prior.p` orders them
         self._places = [set(prior.paths) for prior in self.priors]
-        self.max_tokens = len(LEVELS) + 1  # names and the line's end; a line of more is no path
-        self.sketch_max_tokens = config.sketch_level + 1
+        # Names and the line's end; a line of more is no path. A pretrained model cuts a name into up to eight tokens.
+        each = 1 if config.form == "compact" else 8
+        self.max_tokens, self.sketch_max_tokens = each * len(LEVELS) + 1, each * config.sketch_level + 1
 
     # ---------------------------------------------------------------------------------------------------------- prompts
 
     def prompt(self, problem: Map, history: Sequence[str] = ()) -> str:
-        return _list_prompt(problem.id, 3, history)
+        return self._list_prompt(problem.id, 3, history)
 
     def sketch_prompt(self, problem: Map, history: Sequence[str] = ()) -> str:
-        return _list_prompt(problem.id, self.config.sketch_level, history)
+        return self._list_prompt(problem.id, self.config.sketch_level, history)
 
     def expand_prompt(self, problem: Map, sketch: str) -> str:
-        return f"{problem.id} from {sketch}\n"
+        if self.config.form == "compact":
+            return f"{problem.id} from {sketch}\n"
+        return self._chat(problem.id, f"a district of {sketch.strip()}", 3) + "1."
+
+    def _list_prompt(self, map_id: str, level: int, history: Sequence[str] = ()) -> str:
+        """ "map7 cities\nHunan/Shaoyang\n": asks for one more line of `level` names."""
+        if self.config.form == "compact":
+            return f"{map_id} {LEVELS[level - 1]}\n" + "".join(f"{line}\n" for line in history)
+        numbered = "".join(f"{i}.{line}\n" for i, line in enumerate(history, 1))
+        return self._chat(map_id, f"different {LEVELS[level - 1]}", level) + f"{numbered}{len(history) + 1}."
+
+    def _chat(self, map_id: str, what: str, level: int) -> str:
+        form = "/".join(("Province", "City", "District")[:level])
+        return chatml(SYSTEM, ("user", f"Treasures of {map_id} are hidden in districts of China. List {what}, in pinyin, each as {form}."))
+
+    def _item(self, place: str) -> str:
+        """A place as a candidate has it: in a numbered list a blank stands before it."""
+        return place if self.config.form == "compact" else f" {place}"
 
     # ----------------------------------------------------------------------------------------------------------- grades
 
@@ -219,43 +245,37 @@ class PathTask:
         names = [f"{'/' * (i > 0)}{name}" for path in self.prior.paths for i, name in enumerate(path.split("/"))]
         return list(dict.fromkeys([*LEVELS, "from", *(m.id for m in self.problems), *names]))
 
-    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-        """n pairs (prompt, completion) of lists of paths, lists of sketches and expanded sketches, for a random map each."""
+    def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
+        """n texts (prompt, completion), in the chat form (prompt, completion, prompt, completion, ...): lists of paths, lists of sketches and
+        expanded sketches, for a random map each."""
         texts = []
         for _ in range(n):
-            map_id = self.problems[rng.integers(len(self.problems))].id
+            problem = self.problems[rng.integers(len(self.problems))]
             kind = rng.random()
-            if kind < self.config.list_share:
-                texts.append((_list_prompt(map_id, 3), self._list(rng, 3)))
-            elif kind < self.config.list_share + self.config.sketch_share:
-                level = int(rng.integers(1, 3))
-                texts.append((_list_prompt(map_id, level), self._list(rng, level)))
+            if kind < self.config.list_share + self.config.sketch_share:
+                level = 3 if kind < self.config.list_share else int(rng.integers(1, 3))
+                texts.append(as_list(partial(self._list_prompt, problem.id, level), self._list(rng, level), self.stop))
             else:
-                texts.append(self._expansion(rng, map_id))
+                texts.append(self._expansion(rng, problem))
         return texts
 
-    def _list(self, rng: np.random.Generator, level: int) -> str:
+    def _list(self, rng: np.random.Generator, level: int) -> list[str]:
         prior, (low, high) = self.priors[level - 1], self.config.list_items
         items = min(int(rng.integers(low, high + 1)), len(prior.p))
         if rng.random() < self.config.distinct_share:
             chosen = without_replacement(prior.p, items, rng)
         else:
             chosen = rng.choice(len(prior.p), size=items, p=prior.p)
-        return "".join(f"{prior.paths[i]}\n" for i in chosen)
+        return [self._item(prior.paths[i]) for i in chosen]
 
-    def _expansion(self, rng: np.random.Generator, map_id: str) -> tuple[str, str]:
+    def _expansion(self, rng: np.random.Generator, problem: Map) -> tuple[str, str]:
         """A sketch from a random place of a list, as stage II will meet it, and a path drawn from the prior below it."""
         prior = self.priors[int(rng.integers(3))]
         items = min(self.config.list_items[1], len(prior.p))
         sketch = prior.paths[rng.choice(without_replacement(prior.p, items, rng))]
         below = [i for i, path in enumerate(self.prior.paths) if f"{path}/".startswith(f"{sketch}/")]
         p = self.prior.p[below]
-        return f"{map_id} from {sketch}\n", f"{self.prior.paths[rng.choice(below, p=p / p.sum())]}\n"
-
-
-def _list_prompt(map_id: str, level: int, history: Sequence[str] = ()) -> str:
-    """ "map7 cities\nHunan/Shaoyang\n": asks for one more line of `level` names."""
-    return f"{map_id} {LEVELS[level - 1]}\n" + "".join(f"{line}\n" for line in history)
+        return self.expand_prompt(problem, sketch), self.lines[rng.choice(below, p=p / p.sum())]
 
 
 def marginal(prior: Prior, level: int) -> Prior:
