@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from itertools import islice, product
-from math import ceil
+from math import ceil, log
 from typing import Any
 
 from trl import GRPOConfig
@@ -20,19 +20,25 @@ from sesa import cost
 from sesa.arms import Training
 from sesa.cluster import Hardware, Placement, read_placement, shape_on_meta
 from sesa.cost import Shape, Stage
-from sesa.sampling import iid_sketches, sequential, sesa
+from sesa.sampling import actions, iid_sketches, sequential, sesa
 from sesa.tasks import Environment, Task
 
 SERVED = 0.9  # of a server GPU's memory that vLLM takes: `trl vllm-serve`'s default
 
 
 def stages_of(task: Task, config: Training, characters_per_token: float) -> list[Stage]:
-    """What the arm draws per problem, with the task's longest prompts and longest answers."""
-    if isinstance(task, Environment):
-        raise ValueError("the plan knows tasks of one turn, no agents: how many turns a trajectory has is for them to say")
+    """What the arm draws per problem, with the task's longest prompts and longest answers. Of an agent: G trajectories, each as one long
+    answer (what the environment says between turns counts as written: an upper bound) and as if none had a beginning in common; in a tree as many
+    proposals more as follow one another until it has branched into G."""
 
     def length(prompt: Callable, *more: Any) -> int:
         return ceil(max(len(prompt(problem, *more)) for problem in task.problems) / characters_per_token)
+
+    if isinstance(task, Environment):
+        branching = ceil(log(config.group_size, config.branch)) if config.sampler is actions and config.branch > 1 else 0
+        rounds = task.max_turns + branching * (config.branch - 1)
+        gap = length(lambda p: task.observe(p, task.step(p, task.reset(p), "", seed=0).state))
+        return [Stage(config.group_size, 1, length(lambda p: task.observe(p, task.reset(p))), rounds * (task.max_tokens + gap) - gap)]
 
     def drawn(prompt: Callable, tokens: int, listed: bool) -> Stage:
         if not listed:

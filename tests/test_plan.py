@@ -17,7 +17,9 @@ from sesa.arms import Training
 from sesa.cluster import CLUSTER, lora_config, read_placement, read_profile, shape_on_meta
 from sesa.cost import Stage
 from sesa.distributed import OPTIONS, main, trl_config
+from sesa.engines import Completion
 from sesa.plan import stages_of
+from sesa.tasks.sokoban import Sokoban, SokobanConfig
 from sesa.tasks.sudoku import SudokuConfig, SudokuTask
 
 def qwen(layers: int, hidden: int, heads: int) -> Qwen2Config:
@@ -151,6 +153,29 @@ def test_lengths_of_an_arms_rows():
         assert drawn[-1].tokens == 512
 
 
+class Padded:
+    """Writes a random direction, and blanks up to the limit of tokens, of three characters each; counts how often it is asked."""
+
+    asked = 0
+
+    def generate(self, prompts, *, seeds, stop, max_tokens, temperature, top_p, share):
+        self.asked += 1
+        directions = [("Up", "Down", "Left", "Right")[seed % 4] for seed in seeds]
+        return [Completion(f"<answer>{d}</answer>".ljust(3 * max_tokens), True) for d in directions]
+
+
+@pytest.mark.parametrize("arm", ["parallel", "actions", "iid_actions"])
+def test_an_agents_plan_is_a_bound_on_what_is_played(arm):
+    task = Sokoban(SokobanConfig(form="chat", train=4))
+    config, engine = Training(arm=arm, group_size=8), Padded()
+    (stage,) = stages_of(task, config, characters_per_token=3)
+    groups = config.sampler(engine, task, task.problems, config.sampling, seed=0)
+    longest = max(len(r.turns[-1].prompt) / 3 + 512 for g in groups for r in g.rollouts)
+    assert stage.lists == 8 and cost.unpacked([stage]) == [stage.packed[0]] * 8
+    assert longest <= stage.packed[0] < (2.5 if arm == "actions" else 1.1) * longest  # games that last all turns, in the longest words
+    assert engine.asked * 512 <= stage.steps or arm == "iid_actions"  # of which no proposal waits for another
+
+
 def test_decoding_is_bound_by_the_slower_of_memory_and_arithmetic():
     shape = shape_on_meta("Qwen2.5-7B-Instruct")[0]
     alone = cost.decode_seconds(shape, 1, 100, flops=1e15, bandwidth=1e12)
@@ -207,7 +232,6 @@ def test_72b_fits_no_node_and_the_remedies_do(capsys):
     ("--problems-per-step 12", "12 problems x 32 rows / 8 processes = 48 rows each, not whole groups of 32"),
     ("--accelerate none.yaml", "take a path, or one of fsdp2_1x8.yaml"),
     ("--model nobody/nothing", "take Qwen2.5-72B-Instruct, Qwen2.5-7B-Instruct, or a folder"),
-    ("--task sokoban --arm parallel", "the plan knows tasks of one turn"),
     ("--task chess", "no task 'chess'"),
 ])  # fmt: skip
 def test_what_cannot_be_planned(capsys, arguments, said):
@@ -224,6 +248,12 @@ def test_what_cannot_be_planned(capsys, arguments, said):
 def test_what_does_not_hold(capsys, arguments, said):
     code, out, _ = dry(capsys, arguments)
     assert code == 2 and said in out and not out.endswith("\nfits\n")
+
+
+@pytest.mark.parametrize("task, arm", [("sokoban", "actions"), ("frozen_lake", "parallel")])
+def test_agents_are_planned_too(capsys, task, arm):
+    code, out, _ = dry(capsys, f"--task {task} --arm {arm}")
+    assert code == 0 and out.endswith("\nfits\n") and "8 problems x 16 rows = 128" in out and f"{arm} on {task}" in out
 
 
 def test_agents_do_not_share_a_vllm_between_processes(tmp_path):

@@ -53,6 +53,7 @@ class Agent(Generated):
         if config.form == "compact" and config.size > 9:
             raise ValueError(f"the compact form names at most 9 rows and columns, not {config.size}: take the chat form")
         self.max_tokens = 2 if config.form == "compact" else CHAT_TOKENS
+        self.max_turns = MAX_TURNS[config.form]
         super().__init__(config)
 
     @property
@@ -82,7 +83,7 @@ class Agent(Generated):
         grid = self.render(problem, state.place)
         if self.config.form == "compact":
             return lines_of(named(grid), *proposals)
-        left = f"{MAX_ACTIONS - state.actions} actions and {MAX_TURNS['chat'] - state.turns} turns are left."
+        left = f"{MAX_ACTIONS - state.actions} actions and {self.max_turns - state.turns} turns are left."
         asked = f"State:\n{grid}\n{left} Think between <think> and </think>, then write up to {ACTIONS_A_TURN['chat']} actions, joined by "
         asked += f"||, between <answer> and </answer>. Actions: {', '.join(self.names.values())}."
         first = chatml(SYSTEM, ("user", f"{self.instruction}\n\n{asked}")) if state.turns == 0 else "\n" + chatml(("user", asked))
@@ -118,7 +119,7 @@ class Agent(Generated):
             if over:
                 break
         after = State(place, state.actions + done, state.turns + 1)
-        over = over or after.actions >= MAX_ACTIONS or after.turns >= MAX_TURNS[self.config.form]
+        over = over or after.actions >= MAX_ACTIONS or after.turns >= self.max_turns
         return Step(after, reward + (0.0 if valid else INVALID), over, solved)
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
