@@ -29,7 +29,7 @@ SERVED = 0.9  # of a server GPU's memory that vLLM takes: `trl vllm-serve`'s def
 def stages_of(task: Task, config: Training, characters_per_token: float) -> list[Stage]:
     """What the arm draws per problem, with the task's longest prompts and longest answers. Of an agent: G trajectories, each as one long
     answer (what the environment says between turns counts as written: an upper bound) and as if none had a beginning in common; in a tree as many
-    proposals more as follow one another until it has branched into G."""
+    proposals more as follow one another, if none repeats another, until it has branched into G."""
 
     def length(prompt: Callable, *more: Any) -> int:
         return ceil(max(len(prompt(problem, *more)) for problem in task.problems) / characters_per_token)
