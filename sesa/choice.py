@@ -1,0 +1,71 @@
+"""Of several configurations the smallest that keeps most of what the best one gains, and how sure that choice is."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Choice:
+    """best: the configuration with the largest mean gain. smallest: the cheapest that keeps the share asked for; None: nothing is gained.
+
+    gains: a row per configuration: mean, low, high (95%), cost, and `chosen`, the share of bootstrap resamples in which it would have been
+    the smallest. nothing: the share of resamples in which no configuration gains.
+    """
+
+    best: Hashable
+    smallest: Hashable | None
+    gains: pd.DataFrame
+    nothing: float
+
+
+def smallest_that_keeps(
+    gains: Mapping[Hashable, pd.DataFrame], costs: Mapping[Hashable, float], share: float = 0.95, resamples: int = 2000, rng_seed: int = 0
+) -> Choice:
+    """The cheapest configuration whose mean gain is at least `share` of the largest mean gain; of equal costs the one that gains more.
+
+    None is named where the best configuration's interval does not lie above 0. Chosen and judged on the same data, the best looks a little
+    better than it is; `chosen` shows how far the choice hangs on chance. The bootstrap is `metrics.bootstrap_interval`'s: it draws seeds and
+    problems, the same for all configurations.
+
+    Args:
+        gains: of every configuration its gain over the baseline, (seeds, problems), the same seeds and problems for all.
+        costs: of every configuration, in any unit.
+
+    Raises:
+        ValueError: no configuration; a gain that is no number; tables with other seeds or problems; or a configuration without a cost.
+    """
+    names, tables = list(gains), list(gains.values())
+    if not names or any(not (t.index.equals(tables[0].index) and t.columns.equals(tables[0].columns)) for t in tables):
+        raise ValueError("the gains of all configurations, at least one, must have the same seeds and problems")
+    if missing := [name for name in names if name not in costs]:
+        raise ValueError(f"no cost is given for {', '.join(map(str, missing))}")
+    values = np.stack([t.to_numpy(dtype=float) for t in tables])
+    if not values.size or np.isnan(values).any():
+        raise ValueError("a gain is no number, or there are no seeds or problems")
+    cost = np.array([costs[name] for name in names], dtype=float)
+    rng = np.random.default_rng(rng_seed)
+    rows = rng.integers(values.shape[1], size=(resamples, values.shape[1]))
+    columns = rng.integers(values.shape[2], size=(resamples, values.shape[2]))
+    drawn = np.stack([v[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for v in values])
+    means = values.mean((1, 2))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=1, method="inverted_cdf")
+    picks = [_pick(means_drawn, cost, share) for means_drawn in drawn.T]
+    chosen = [np.mean([pick == i for pick in picks]) for i in range(len(names))]
+    best = int(means.argmax())
+    smallest = _pick(means, cost, share) if low[best] > 0 else None
+    table = pd.DataFrame({"mean": means, "low": low, "high": high, "cost": cost, "chosen": chosen}, index=_index(names))
+    return Choice(names[best], None if smallest is None else names[smallest], table, float(np.mean([pick is None for pick in picks])))
+
+
+def _pick(means: np.ndarray, cost: np.ndarray, share: float) -> int | None:
+    if means.max() <= 0:
+        return None
+    kept = np.flatnonzero(means >= share * means.max())
+    return int(min(kept, key=lambda i: (cost[i], -means[i])))
+
+
+def _index(names: list[Hashable]) -> pd.Index:
+    return pd.Index(names, tupleize_cols=False)
