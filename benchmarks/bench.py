@@ -33,6 +33,7 @@ from sesa.models import tiny_lm, word_tokenizer
 from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask
+from sesa.timing import in_turns, median_ratio
 from sesa.training import train
 
 ARMS = ["parallel", "sequential", "sesa"]
@@ -67,27 +68,13 @@ class GenerateEngine:
         return [Completion(text.split(stop)[0], stopped=True) for text in texts]
 
 
-def in_turns(contenders, repeats):
-    """Seconds of every contender, (repeats, contenders), each run once before."""
-    seconds = np.empty((repeats, len(contenders)))
-    for run in contenders.values():
-        run()
-    for i in range(repeats):
-        for j in np.roll(range(len(contenders)), i):
-            start = time.perf_counter()
-            list(contenders.values())[j]()
-            seconds[i, j] = time.perf_counter() - start
-    return pd.DataFrame(seconds, columns=list(contenders))
-
-
 def compared(what, size, seconds, ours, peer, work=None, unit="s"):
     """Medians of both (with `work`: work per second), and that of peer / ours, its 95% interval bootstrapped over `seconds`' rows."""
-    ratio = (seconds[peer] / seconds[ours]).to_numpy()
-    drawn = np.median(np.random.default_rng(0).choice(ratio, (2000, len(ratio))), axis=1)
+    ratio, low, high = median_ratio(seconds[peer], seconds[ours])
     row = {"what": what, "size": size, "ours": seconds[ours].median(), "peer": seconds[peer].median()}
     if work:
         row |= {"ours": work / row["ours"], "peer": work / row["peer"]}
-    return row | {"unit": "tokens/s" if work else unit, "times as fast": np.median(ratio), "low": np.quantile(drawn, 0.025), "high": np.quantile(drawn, 0.975)}
+    return row | {"unit": "tokens/s" if work else unit, "times as fast": ratio, "low": low, "high": high}
 
 
 # ------------------------------------------------------------------------------------------------------------ contenders

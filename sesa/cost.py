@@ -1,4 +1,6 @@
-"""What a training step costs, in FLOPs, bytes and seconds: closed forms, before anything is run.
+"""What sampling and a training step cost, in FLOPs, bytes and seconds: closed forms, before anything is run.
+
+    python -m sesa.cost --model Qwen/Qwen2.5-7B-Instruct --gpus 8 --group-size 8 --sketch-tokens 32 --solution-tokens 1024
 
 An arm is a few `Stage`s, and all follows from these: what is sampled one after another and what side by side, how long the rows of
 training are, packed (`sesa.packing`) or not. A multiplication and an addition are 2 FLOPs; a GB is 1e9 bytes. Counted are matrix products
@@ -12,8 +14,11 @@ and attention in decoder layers of one kind (Llama, Qwen2); norms, softmax and r
     seconds           the larger of arithmetic and memory traffic        the roofline: Williams et al. 2009
 """
 
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, log
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -52,16 +57,32 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
     )  # fmt: skip
 
 
+def shape_from(layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> Shape:
+    """Of a Llama (no biases, untied embeddings) from these numbers alone, which transformers' configurations name alike.
+
+    Raises:
+        ValueError: a number below 1, or heads that cannot be divided.
+    """
+    if min(layers, hidden, heads, kv_heads, intermediate, vocabulary) < 1 or hidden % heads or heads % kv_heads:
+        raise ValueError(f"{heads} heads must divide the hidden size {hidden}, and {kv_heads} key-value heads the heads; all at least 1")
+    head = hidden // heads
+    linear = layers * hidden * (2 * heads * head + 2 * kv_heads * head + 3 * intermediate) + vocabulary * hidden
+    norms = (2 * layers + 1) * hidden
+    return Shape(layers, hidden, heads, kv_heads, head, intermediate, vocabulary, linear + vocabulary * hidden + norms, linear)
+
+
 @dataclass(frozen=True)
 class Stage:
     """`lists` lists per problem, side by side; in each `rounds` candidates one after another. In tokens: the prompt before the first
-    candidate, a candidate (at most), and what stands between two."""
+    candidate, a candidate (at most), what stands between two, and how much of the prompt all lists of a problem begin with, or have in the
+    cache from the stage before."""
 
     lists: int
     rounds: int
     prompt: int
     tokens: int
     gap: int = 0
+    common: int = 0
 
     @property
     def packed(self) -> list[int]:
@@ -77,6 +98,24 @@ class Stage:
     def steps(self) -> int:
         """Tokens that can only be decoded one after another: the critical path."""
         return self.rounds * self.tokens
+
+
+def stages_of_arm(arm: str, group_size: int, prompt: int, sketch: int, solution: int, gap: int = 1) -> list[Stage]:
+    """What an arm draws per problem; of sketches and solutions all have these lengths. Raises ValueError: there is no such arm."""
+    if min(group_size, prompt, sketch, solution) < 1:
+        raise ValueError(f"a group, a prompt, a sketch and a solution hold at least 1, not {group_size}, {prompt}, {sketch}, {solution}")
+    side_by_side = Stage(group_size, 1, prompt, solution, common=prompt)
+    expansions = replace(side_by_side, prompt=prompt + sketch + gap)  # a sketch stands in its list's cache, after others
+    alone = replace(expansions, common=prompt + sketch - 1)  # in its own row's, but for the last token, which was only drawn
+    arms = {
+        "parallel": [side_by_side],
+        "sequential": [Stage(1, group_size, prompt, solution, gap)],
+        "iid_sketches": [Stage(group_size, 1, prompt, sketch, common=prompt), alone],
+        "sesa": [Stage(1, group_size, prompt, sketch, gap), expansions],
+    }
+    if arm not in arms:
+        raise ValueError(f"no arm {arm!r} has a plan: take one of {', '.join(arms)}")
+    return arms[arm]
 
 
 def unpacked(stages: list[Stage]) -> list[int]:
@@ -109,11 +148,117 @@ def kv_bytes(shape: Shape, tokens: int) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.head_size * HALF * tokens
 
 
+# --------------------------------------------------------------------------------------------------- seconds of sampling
+
+
+class Call(NamedTuple):
+    """Forward calls of one kind: `times` of them one after another, each of `rows` rows with `tokens` new tokens after `before` in the
+    cache (of several calls the mean: all that is counted here is linear in it)."""
+
+    stage: int
+    kind: str  # "prefill": a prompt, or what was added to it; "decode": token by token
+    rows: int
+    tokens: int
+    before: float
+    times: int = 1
+
+
+def calls_of(stages: Sequence[Stage], problems: int = 1, cached: bool = True, replicas: int = 1) -> list[Call]:
+    """The forward calls of one replica that draw a group for each problem, all groups side by side, as `sesa.engines.local` makes them.
+
+    Args:
+        cached: the key-value cache of a list is kept from draw to draw, and what lists have in common is computed once (prefix caching).
+            Without it every draw computes its whole prompt anew, history and all.
+        replicas: over which the rows are dealt; the fullest one is meant.
+    """
+    calls = []
+    for i, s in enumerate(stages, 1):
+        rows = ceil(problems * s.lists / replicas)
+        for r in range(s.rounds):
+            prompt = s.prompt + r * (s.tokens + s.gap)
+            # The last token of a candidate was drawn, but not computed yet; and every row needs a token of its own for its logits.
+            known = 0 if not cached else prompt - s.gap - 1 if r else min(s.common, prompt - 1) if s.lists > 1 or i > 1 else 0
+            if known and not r and i == 1:
+                calls.append(Call(i, "prefill", ceil(problems / replicas), known, 0))
+            calls.append(Call(i, "prefill", rows, prompt - known, known))
+            if s.tokens > 1:  # the first comes from the prompt's logits
+                calls.append(Call(i, "decode", rows, 1, prompt + (s.tokens - 2) / 2, s.tokens - 1))
+    return calls
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one GPU reaches, and how many hold the model together (tensor parallelism: weights and cache are split over them)."""
+
+    flops: float  # per second
+    bandwidth: float  # of its memory, bytes per second
+    overhead: float = 0.0  # seconds of a forward call whatever its size: launching kernels
+    row: float = 0.0  # seconds of every row in a call: drawing its token
+    start: float = 0.0  # seconds that a prefill costs beside: reading the prompts, writing the texts
+    gpus: int = 1
+    number: int = HALF  # bytes of a weight and of a number in the cache
+    # Between GPUs, our choice for NVLink: a layer sums its partial results twice (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
+    reduce: float = 10e-6  # seconds of such a sum, however small
+    link: float = 270e9  # bytes per second each way
+
+
+def call_flops(shape: Shape, call: Call) -> float:
+    return call.times * call.rows * forward_flops(shape, call.tokens, call.before)
+
+
+def call_bytes(shape: Shape, call: Call, number: int = HALF) -> float:
+    """What is read from memory: for every call all weights once, and the cache of every row."""
+    return call.times * (number * shape.parameters + call.rows * kv_bytes(shape, 1) * number / HALF * call.before)
+
+
+def call_seconds(shape: Shape, call: Call, machine: Machine) -> float:
+    """The larger of arithmetic and memory traffic, and to that overhead and communication."""
+    seconds = max(call_bytes(shape, call, machine.number) / machine.bandwidth, call_flops(shape, call) / machine.flops) / machine.gpus
+    if machine.gpus > 1:
+        moved = 2 * (machine.gpus - 1) / machine.gpus * machine.number * call.rows * call.tokens * shape.hidden
+        seconds += call.times * 2 * shape.layers * (machine.reduce + moved / machine.link)
+    return seconds + call.times * (machine.overhead + call.rows * machine.row + (call.kind == "prefill") * machine.start)
+
+
+def sampling_seconds(shape: Shape, calls: Iterable[Call], machine: Machine) -> dict[tuple[int, str], float]:
+    """Seconds of `calls_of`, by (stage, "prefill" or "decode"). One waits for the other, so the whole is their sum."""
+    seconds: dict[tuple[int, str], float] = {}
+    for call in calls:
+        seconds[call.stage, call.kind] = seconds.get((call.stage, call.kind), 0.0) + call_seconds(shape, call, machine)
+    return seconds
+
+
 def decode_seconds(shape: Shape, rows: float, context: float, flops: float, bandwidth: float, gpus: int = 1) -> float:
     """Of one token in each of `rows` rows on `gpus` GPUs, over which weights and cache are split. flops and bandwidth: of one GPU, what
-    it reaches of FLOPs and bytes per second."""
-    traffic = HALF * shape.parameters + rows * kv_bytes(shape, 1) * context
-    return max(traffic / bandwidth, rows * forward_flops(shape, 1, int(context)) / flops) / gpus
+    it reaches of FLOPs and bytes per second. (Without what calls cost beside: `call_seconds`.)"""
+    return call_seconds(shape, Call(1, "decode", rows, 1, context), Machine(flops, bandwidth)) / gpus
+
+
+def fitted(shape: Shape, runs: Sequence[Sequence[Call]], seconds: Sequence[float], number: int = HALF) -> Machine:
+    """The machine (FLOPs and bytes per second, and what calls, rows and prefills cost beside) that explains best how long each run of calls
+    took: least squares of logarithms, by a pattern search (Hooke and Jeeves 1961) from the most that was seen of each per second."""
+
+    def miss(constants: Sequence[float]) -> float:
+        machine = Machine(*constants, number=number)
+        return sum((log(sum(call_seconds(shape, c, machine) for c in run)) - log(s)) ** 2 for run, s in zip(runs, seconds, strict=True))
+
+    units = (
+        lambda c: call_flops(shape, c), lambda c: call_bytes(shape, c, number), lambda c: c.times, lambda c: c.times * c.rows,
+        lambda c: c.kind == "prefill",
+    )  # fmt: skip
+    most = [max(sum(map(unit, run)) / s for run, s in zip(runs, seconds, strict=True)) for unit in units]
+    best = most[:2] + [1 / (3 * rate) for rate in most[2:]]
+    least, factor = miss(best), 2.0
+    while factor > 1.001:
+        for i in range(len(best)):
+            for way in (factor, 1 / factor):
+                while (error := miss(tried := [c * way if j == i else c for j, c in enumerate(best)])) < least * (1 - 1e-9):
+                    best, least = tried, error
+        factor **= 0.7
+    return Machine(*best, number=number)
+
+
+# ------------------------------------------------------------------------------------------------------- memory of training
 
 
 def state_bytes(shape: Shape, gpus: int, sharding: str) -> dict[str, float]:
@@ -145,3 +290,9 @@ def activation_bytes(shape: Shape, tokens: int, checkpointing: bool) -> float:
     attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_size
     layer = 2 * (4 + 4 + HALF + HALF) * shape.hidden + HALF * (attention + 4 * shape.intermediate)
     return tokens * (shape.layers * 4 * shape.hidden + layer if checkpointing else shape.layers * layer)
+
+
+if __name__ == "__main__":
+    from sesa.forecast import main
+
+    sys.exit(main())

@@ -227,7 +227,7 @@ def test_72b_fits_no_node_and_the_remedies_do(capsys):
     ("--accelerate zero3_4x8.yaml", "make the problems of a step a multiple of 32"),
     ("--problems-per-step 12", "12 problems x 32 rows / 8 processes = 48 rows each, not whole groups of 32"),
     ("--accelerate none.yaml", "take a path, or one of fsdp2_1x8.yaml"),
-    ("--model nobody/nothing", "take Qwen2.5-72B-Instruct, Qwen2.5-7B-Instruct, or a folder"),
+    ("--model nobody/nothing", "Qwen2.5-72B-Instruct, Qwen2.5-7B-Instruct, or a folder"),
     ("--task chess", "no task 'chess'"),
 ])  # fmt: skip
 def test_what_cannot_be_planned(capsys, arguments, said):
