@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from math import sqrt
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from sesa.models import word_tokenizer
 from sesa.runs import DataError
 from sesa.tasks import paths
-from sesa.tasks.paths import Map, PathConfig, PathTask, Prior, load_tree, make_maps, marginal, without_replacement, zipf_prior
+from sesa.tasks.paths import Map, PathConfig, PathTask, Prior, load_tree, make_maps, marginal, obeying, without_replacement, zipf_prior
 
 TASK = PathTask()  # 8 x 6 x 6
 FULL = load_tree()
@@ -253,6 +254,32 @@ def test_draws_are_k_distinct_indices(weights, k, seed):
     assert set(drawn) <= set(range(len(weights)))
 
 
+@pytest.mark.parametrize("obedience", [0.0, 0.3, 0.8, 1.0])
+def test_obedience_is_item_by_item(obedience):
+    """Every list of three, by its probability in the definition: the next item from those not seen, or from all. 4 standard errors."""
+    p, n = np.array([0.5, 0.3, 0.15, 0.05]), 20_000
+    rng = np.random.default_rng(1)
+    lists = Counter(tuple(int(i) for i in obeying(p, 3, obedience, rng)) for _ in range(n))
+    for items in product(range(4), repeat=3):
+        chance = 1.0
+        for at, i in enumerate(items):
+            seen = set(items[:at])
+            chance *= (1 - obedience) * p[i] + obedience * (0 if i in seen else p[i] / (1 - sum(p[j] for j in seen)))
+        assert within(lists[items], n, chance), (items, lists[items], n * chance)
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20), st.integers(1, 20), st.sampled_from([0.0, 0.5, 0.999, 1.0]), st.integers(0, 1000))
+@settings(deadline=None)
+def test_any_obedience_gives_k_indices(weights, k, obedience, seed):
+    p = np.array(weights) / sum(weights)
+    k = min(k, len(p))
+    ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+    drawn = obeying(p, k, obedience, ours)
+    assert drawn.shape == (k,) and set(drawn.tolist()) <= set(range(len(p)))
+    if obedience == 1:  # to the bit, and nothing more is taken from the generator
+        assert np.array_equal(drawn, without_replacement(p, k, theirs)) and ours.random() == theirs.random()
+
+
 # ------------------------------------------------------------------------------------------------------------ warm start
 
 N_TEXTS = 1500
@@ -362,6 +389,24 @@ def test_texts_are_fixed_by_the_generator():
     assert a == b != c
 
 
+@pytest.mark.parametrize(("share", "digest"), [(1.0, "3662d8da91eb4247"), (0.5, "01517a3e13cbfbfe")])
+def test_texts_are_those_from_before_there_was_obedience(share, digest):
+    texts = PathTask(PathConfig(distinct_share=share)).warm_start_texts(np.random.default_rng(3), 300)
+    assert hashlib.sha256("".join(a + b for a, b in texts).encode()).hexdigest()[:16] == digest
+
+
+def test_obedience_sets_how_lists_repeat():
+    """None: as independent draws do. In between: fewer repetitions, the more obedience."""
+    repeated = []
+    for obedience in (0.0, 0.5, 0.9, 1.0):
+        task = PathTask(PathConfig(obedience=obedience, list_share=1.0, sketch_share=0.0, list_items=(16, 16)))
+        lists = [completion.splitlines() for _, completion in task.warm_start_texts(np.random.default_rng(5), 400)]
+        repeated.append(np.array([16 - len(set(lines)) for lines in lists]))
+    independent = 16 - np.sum(1 - (1 - TASK.prior.p) ** 16)
+    assert abs(repeated[0].mean() - independent) < 4 * repeated[0].std() / 20
+    assert repeated[0].mean() > repeated[1].mean() + 0.5 > repeated[2].mean() + 1 and set(repeated[3]) == {0}
+
+
 @pytest.mark.parametrize("config", [PathConfig(), PathConfig(None, None, None)], ids=["balanced", "full"])
 def test_words_cover_every_text_without_loss(config):
     task = PathTask(config)
@@ -466,6 +511,17 @@ def test_sketch_key_takes_sketches_of_its_level_only(level):
             assert task.sketch_key(task.problems[0], f" {sketch} ") == (sketch if length == level else None)
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_path_realises_the_sketch_above_it(level):
+    task = PathTask(replace(TASK.config, sketch_level=level))
+    problem, sketches = task.problems[0], task.sketches(task.problems[0])
+    assert sketches == list(dict.fromkeys("/".join(path.split("/")[:level]) for path in task.prior.paths))
+    for path in task.prior.paths:
+        (above,) = [sketch for sketch in sketches if f"{path}/".startswith(f"{sketch}/")]
+        assert task.strategy(problem, path) == above == task.sketch_key(problem, above)
+    assert {task.strategy(problem, text) for text in ("", "Hunan", "x" * 999, task.prior.paths[0] + "/x")} == {None}
+
+
 # ------------------------------------------------------------------------------------------------------------------ task
 
 
@@ -476,7 +532,7 @@ def test_the_world_is_fixed_by_its_config():
     assert len({m.id for m in TASK.problems}) == len(TASK.problems) == TASK.config.maps
 
 
-@pytest.mark.parametrize("wrong", [{"sketch_level": 0}, {"sketch_level": 4}, {"distinct_share": -0.1}, {"distinct_share": 1.1}])
+@pytest.mark.parametrize("wrong", [{"sketch_level": 0}, {"sketch_level": 4}, {"distinct_share": -0.1}, {"distinct_share": 1.1}, {"obedience": -0.1}, {"obedience": 1.1}])
 def test_wrong_configs_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PathConfig(**wrong)

@@ -158,6 +158,9 @@ class PathConfig:
     list_items: tuple[int, int] = (4, 32)
     # How well "a different one" is obeyed: the share of lists without repetition; the others are drawn with replacement.
     distinct_share: float = 1.0
+    # And by how much where a list is without repetition: each next item respects those before it with this probability, else it is drawn as
+    # if there were none.
+    obedience: float = 1.0
     form: str = "compact"  # or "chat"
 
     def __post_init__(self):
@@ -165,8 +168,9 @@ class PathConfig:
             raise ValueError(f"form is one of {', '.join(FORMS)}, not {self.form!r}")
         if self.sketch_level not in (1, 2, 3):
             raise ValueError(f"sketch_level is 1, 2 or 3 levels of the path, not {self.sketch_level}")
-        if not 0 <= self.distinct_share <= 1:
-            raise ValueError(f"distinct_share is a share, 0 to 1, not {self.distinct_share}")
+        for name in ("distinct_share", "obedience"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, 0 to 1, not {getattr(self, name)}")
         if min(self.list_share, self.sketch_share) < 0 or self.list_share + self.sketch_share > 1 + 1e-9:
             raise ValueError(f"list_share {self.list_share} and sketch_share {self.sketch_share} are shares, of which the rest is expansions")
         if not 1 <= self.list_items[0] <= self.list_items[1]:
@@ -230,6 +234,15 @@ class PathTask:
     def sketch_key(self, problem: Map, text: str) -> str | None:
         return self._place(text, self.config.sketch_level)
 
+    def sketches(self, problem: Map) -> list[str]:
+        """All valid sketches; the same for every map, for none knows of its treasures."""
+        return list(self.priors[self.config.sketch_level - 1].paths)
+
+    def strategy(self, problem: Map, text: str) -> str | None:
+        """The key of the sketch above a path; None if `text` is no path."""
+        key = self._place(text, 3)
+        return key and "/".join(key.split("/")[: self.config.sketch_level])
+
     def _place(self, text: str, level: int) -> str | None:
         """The path that `text` names, blanks around names forgiven; None if it is no path of this tree."""
         if len(text) > 200:  # no path comes near; text without end costs nothing
@@ -263,7 +276,7 @@ class PathTask:
         prior, (low, high) = self.priors[level - 1], self.config.list_items
         items = min(int(rng.integers(low, high + 1)), len(prior.p))
         if rng.random() < self.config.distinct_share:
-            chosen = without_replacement(prior.p, items, rng)
+            chosen = obeying(prior.p, items, self.config.obedience, rng)
         else:
             chosen = rng.choice(len(prior.p), size=items, p=prior.p)
         return [self._item(prior.paths[i]) for i in chosen]
@@ -290,3 +303,16 @@ def marginal(prior: Prior, level: int) -> Prior:
 def without_replacement(p: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """k distinct indices, drawn one after another in proportion to `p` among those left (Gumbel top-k). Shape (k,), in order drawn."""
     return np.argsort(-(np.log(p) + rng.gumbel(size=len(p))))[:k]
+
+
+def obeying(p: np.ndarray, k: int, obedience: float, rng: np.random.Generator) -> np.ndarray:
+    """k indices, drawn one after another in proportion to `p`: with probability `obedience` each among those that did not come before, else
+    among all. 1: `without_replacement`, and no more is taken from `rng` than there. Shape (k,), in order drawn."""
+    if obedience == 1:
+        return without_replacement(p, k, rng)
+    chosen, unseen = [], list(without_replacement(p, len(p), rng))  # in the order in which they come if none is drawn another way
+    for i, obeys in zip(rng.choice(len(p), size=k, p=p), rng.random(k) < obedience, strict=True):
+        chosen.append(unseen[0] if obeys else i)
+        if chosen[-1] in unseen:
+            unseen.remove(chosen[-1])
+    return np.array(chosen)

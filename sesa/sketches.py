@@ -1,0 +1,79 @@
+"""When stage I fails: sketches from outside in its place, and how sketch diversity goes with success.
+
+`expand` is the intervention: stage II as it is, of sketches that somebody else chose. `correlation` is what can be seen without intervening.
+(All of it our choice.)
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sesa.engines import Completion, Engine
+from sesa.sampling import Group, Sampling, sesa
+from sesa.tasks import Task
+
+
+def expand(
+    engine: Engine, task: Task, problems: Sequence[Any], sketches: Sequence[Sequence[str]], cfg: Sampling, seed: int
+) -> list[Group]:
+    """Groups of `sesa` whose stage I is replaced: `sketches[i]`, `cfg.group_size` texts, are expanded for `problems[i]`.
+
+    Stage II has the seeds that it has in `sesa`, so that at equal sketches all is equal, and another choice of sketches meets the same luck.
+
+    Raises:
+        ValueError: not one list per problem, a list of another length, or two problems that ask alike for a sketch.
+    """
+    if len(sketches) != len(problems) or any(len(lines) != cfg.group_size for lines in sketches):
+        raise ValueError(f"give {cfg.group_size} sketches for each of {len(problems)} problems, not {[len(lines) for lines in sketches]}")
+    given = {task.sketch_prompt(problem): iter(lines) for problem, lines in zip(problems, sketches, strict=True)}
+    if len(given) != len(problems):
+        raise ValueError("two problems ask for a sketch in the same words, and cannot be told apart")
+    return sesa(_Told(engine, given), task, problems, replace(cfg, list_length=1), seed)
+
+
+@dataclass
+class _Told:
+    """An engine that answers each prompt for a sketch by the next of those given, and leaves the others to the engine behind it."""
+
+    engine: Engine
+    given: dict[str, Iterator[str]]
+
+    def generate(self, prompts: Sequence[str], **how: Any) -> list[Completion]:
+        if set(prompts) <= set(self.given):
+            return [Completion(next(self.given[prompt]), stopped=True) for prompt in prompts]
+        return self.engine.generate(prompts, **how)
+
+
+def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95, resamples: int = 1000, rng_seed: int = 0) -> tuple[float, float, float]:
+    """Pearson's correlation along the last axis, pooled: every row is centred on its own mean, then all rows count together. With a percentile
+    interval by the cluster bootstrap of `sesa.metrics.bootstrap_interval`: seeds and problems are both drawn anew.
+
+    Args:
+        x, y: (seeds, problems, groups), the correlation within problems: of the same one, do groups of more x have more y? Or
+            (seeds, problems), each the mean over its groups, the correlation across problems.
+
+    Returns:
+        (correlation, low, high); all nan where x or y never differs along the last axis. Resamples of that kind are left out.
+
+    Raises:
+        ValueError: the two are of different shapes, or not of two or three dimensions, or empty.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim not in (2, 3) or not x.size:
+        raise ValueError(f"x and y must be of one shape, (seeds, problems) or (seeds, problems, groups), not {x.shape} and {y.shape}")
+    value = _pooled(x, y)
+    if np.isnan(value):
+        return (np.nan,) * 3
+    rng = np.random.default_rng(rng_seed)
+    seeds, problems = (rng.integers(n, size=(resamples, n)) for n in x.shape[:2])
+    drawn = [_pooled(x[s][:, p], y[s][:, p]) for s, p in zip(seeds, problems, strict=True)]
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
+
+
+def _pooled(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
+    spread = np.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / spread) if spread > 1e-12 else np.nan
