@@ -79,13 +79,15 @@ def tfidf(texts: Sequence[Sequence[str]]) -> np.ndarray:
 @torch.inference_mode()
 def last_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> np.ndarray:
     """What the model makes of each prompt: its last hidden state after the last token, from which it goes on. (prompts, hidden size)"""
-    found = []
-    for start in range(0, len(prompts), BATCH):
-        rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts[start : start + BATCH]]
+    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    states = np.zeros((len(rows), model.config.get_text_config().hidden_size))
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # so that little is padded
+    for start in range(0, len(rows), BATCH):
+        these = by_length[start : start + BATCH]
         with autocast(model):  # attention is causal: what pads a row behind its end does no harm
-            states = model.base_model(input_ids=_padded(rows).to(model.device), use_cache=False).last_hidden_state
-        found.append(states[torch.arange(len(rows)), [len(row) - 1 for row in rows]].float().cpu())
-    return torch.cat(found).double().numpy()
+            found = model.base_model(input_ids=_padded([rows[i] for i in these]).to(model.device), use_cache=False).last_hidden_state
+        states[these] = found[torch.arange(len(these)), [len(rows[i]) - 1 for i in these]].float().cpu().numpy()
+    return states
 
 
 def embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reference: Sequence[str]) -> np.ndarray:
