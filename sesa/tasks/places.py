@@ -64,8 +64,10 @@ class PlacesTask:
         return _list(*ASKED[problem.id][1], history)
 
     def expand_prompt(self, problem: Places, sketch: str) -> str:
+        """The example is a turn of its own, about another place: in one list with it a small model goes on with that place."""
         _, form, example = ASKED[problem.id][0]
-        return _list(f"cities of {sketch.strip()}", form, example, ())
+        asked = [f"List cities of {place}, each as {form}." for place in (example.rpartition(" > ")[0], sketch.strip())]
+        return chatml(SYSTEM, ("user", asked[0]), ("assistant", f"1. {example}"), ("user", asked[1])) + "1."
 
     def grade(self, problem: Places, text: str) -> Grade:
         """Reward 1 for a path of the tree; the key is the path. Blanks and capitals are forgiven."""
