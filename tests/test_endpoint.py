@@ -15,9 +15,12 @@ import pytest
 
 from sesa.engines import Completion
 from sesa.engines.endpoint import EndpointEngine, EndpointError
+from sesa.pretrained import opened
 from sesa.runs import DataError
 from sesa.sampling import Sampling, parallel, sequential, sesa
+from sesa.tasks.open_text import OpenTextTask
 from sesa.tasks.paths import PathConfig, PathTask
+from sesa.tasks.places import PlacesConfig, PlacesTask
 from tests.conftest import ROOT, python
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -113,6 +116,23 @@ def test_the_samplers_draw_groups_of_paths(engine, sample):
     assert [r.prompt for r in group.rollouts if r.sketch is not None] == [task.expand_prompt(group.problem, s.text) for s in group.sketches]
     before = engine.usage.requests
     assert sample(engine, task, task.problems, Sampling(group_size=3), seed=0) == [group] and engine.usage.requests == before
+
+
+@pytest.mark.parametrize("task", [PlacesTask(PlacesConfig("us")), OpenTextTask()])
+def test_a_notebooks_parameter_opens_a_server_or_the_same_model_here(server, tmp_path, task):
+    """Two sketches and their expansions: asked in the same words, and answered in the same form."""
+    there, here = {"base_url": server, "model": MODEL, "cache": str(tmp_path)}, {"name": MODEL}
+    groups = []
+    for model in (there, here):
+        asked, engine = opened(task, model)
+        (group,) = sesa(engine, asked, asked.problems[:1], Sampling(group_size=2), seed=3)
+        assert all(s.prompt == asked.sketch_prompt(group.problem, s.history) == task.sketch_prompt(group.problem, s.history) for s in group.sketches)
+        assert all("\n" not in r.text for r in (*group.rollouts, *group.sketches))
+        groups.append(group)
+    assert groups[0].sketches[0].prompt == groups[1].sketches[0].prompt
+    for wrong, said in ((there | {"revision": "0"}, "unknown revision; of EndpointEngine there are api,"), ({"nam": MODEL}, "unknown nam; of Pretrained")):
+        with pytest.raises(ValueError, match=said):
+            opened(task, wrong)
 
 
 def test_a_model_that_the_server_does_not_have(server, tmp_path):
