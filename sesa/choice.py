@@ -35,7 +35,8 @@ def smallest_that_keeps(
         costs: of every configuration, in any unit.
 
     Raises:
-        ValueError: no configuration; a gain that is no number; tables with other seeds or problems; or a configuration without a cost.
+        ValueError: no configuration; a gain that is no number; tables with other seeds or problems; or a configuration without a finite
+            cost; or a share to keep outside of [0, 1].
     """
     names, tables = list(gains), list(gains.values())
     if not names or any(not (t.index.equals(tables[0].index) and t.columns.equals(tables[0].columns)) for t in tables):
@@ -46,6 +47,8 @@ def smallest_that_keeps(
     if not values.size or np.isnan(values).any():
         raise ValueError("a gain is no number, or there are no seeds or problems")
     cost = np.array([costs[name] for name in names], dtype=float)
+    if not 0 <= share <= 1 or not np.isfinite(cost).all():
+        raise ValueError(f"the share to keep lies between 0 and 1, not {share}, and costs are finite numbers")
     rng = np.random.default_rng(rng_seed)
     rows = rng.integers(values.shape[1], size=(resamples, values.shape[1]))
     columns = rng.integers(values.shape[2], size=(resamples, values.shape[2]))

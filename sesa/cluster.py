@@ -91,13 +91,17 @@ def lora_config(rank: int) -> LoraConfig:
 
 @cache
 def shape_on_meta(name: str, lora: int = 0) -> tuple[Shape, int]:
-    """(shape, context length) of a model in `cluster/models/`, else in a folder or on the hub. Raises ValueError if it is in none."""
+    """(shape, context length) of a model in `cluster/models/`, else in a folder or on the hub. Raises ValueError if it is in none, or of a kind
+    that is not counted here."""
     known = CLUSTER / "models" / f"{name.split('/')[-1]}.json"
     try:
         config = AutoConfig.from_pretrained(known if known.is_file() else name)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         table = ", ".join(sorted(p.stem for p in known.parent.glob("*.json")))
         raise ValueError(f"no configuration of {name!r} here or on the hub: take {table}, or a folder with its config.json") from e
+    counted = ("num_key_value_heads", "intermediate_size", "max_position_embeddings")
+    if any(not hasattr(config, c) for c in counted) or any(hasattr(config, c) for c in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise ValueError(f"{name!r} is a {config.model_type}: only decoders with dense layers like Llama's and Qwen2's are counted here")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         model = get_peft_model(model, lora_config(lora)) if lora else model

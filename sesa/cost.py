@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy.optimize import least_squares
 from torch import nn
 
 HALF = 2  # bytes of a bfloat16
@@ -206,16 +208,19 @@ def call_flops(shape: Shape, call: Call) -> float:
     return call.times * call.rows * forward_flops(shape, call.tokens, call.before)
 
 
-def call_bytes(shape: Shape, call: Call, number: int = HALF) -> float:
-    """What is read from memory: for every call all weights once, and the cache of every row."""
-    return call.times * (number * shape.parameters + call.rows * kv_bytes(shape, 1) * number / HALF * call.before)
+def call_bytes(shape: Shape, call: Call, number: int = HALF, gpus: int = 1) -> float:
+    """What each of so many GPUs reads from memory: for every call its share of all weights, and of the cache of every row. More GPUs than
+    key-value heads: several hold the same one."""
+    cache = call.rows * kv_bytes(shape, 1) * number / HALF * call.before
+    return call.times * (number * shape.parameters / gpus + cache / min(gpus, shape.kv_heads))
 
 
 def call_seconds(shape: Shape, call: Call, machine: Machine) -> float:
     """The larger of arithmetic and memory traffic, and to that overhead and communication."""
-    seconds = max(call_bytes(shape, call, machine.number) / machine.bandwidth, call_flops(shape, call) / machine.flops) / machine.gpus
-    if machine.gpus > 1:
-        moved = 2 * (machine.gpus - 1) / machine.gpus * machine.number * call.rows * call.tokens * shape.hidden
+    n = machine.gpus
+    seconds = max(call_bytes(shape, call, machine.number, n) / machine.bandwidth, call_flops(shape, call) / machine.flops / n)
+    if n > 1:
+        moved = 2 * (n - 1) / n * machine.number * call.rows * call.tokens * shape.hidden
         seconds += call.times * 2 * shape.layers * (machine.reduce + moved / machine.link)
     return seconds + call.times * (machine.overhead + call.rows * machine.row + (call.kind == "prefill") * machine.start)
 
@@ -236,26 +241,19 @@ def decode_seconds(shape: Shape, rows: float, context: float, flops: float, band
 
 def fitted(shape: Shape, runs: Sequence[Sequence[Call]], seconds: Sequence[float], number: int = HALF) -> Machine:
     """The machine (FLOPs and bytes per second, and what calls, rows and prefills cost beside) that explains best how long each run of calls
-    took: least squares of logarithms, by a pattern search (Hooke and Jeeves 1961) from the most that was seen of each per second."""
+    took: least squares of logarithms, over the constants' logarithms, from the most that was seen of each per second."""
 
-    def miss(constants: Sequence[float]) -> float:
-        machine = Machine(*constants, number=number)
-        return sum((log(sum(call_seconds(shape, c, machine) for c in run)) - log(s)) ** 2 for run, s in zip(runs, seconds, strict=True))
+    def misses(constants: np.ndarray) -> list[float]:
+        machine = Machine(*np.exp(constants), number=number)
+        return [log(sum(call_seconds(shape, c, machine) for c in run)) - log(s) for run, s in zip(runs, seconds, strict=True)]
 
     units = (
         lambda c: call_flops(shape, c), lambda c: call_bytes(shape, c, number), lambda c: c.times, lambda c: c.times * c.rows,
         lambda c: c.kind == "prefill",
     )  # fmt: skip
     most = [max(sum(map(unit, run)) / s for run, s in zip(runs, seconds, strict=True)) for unit in units]
-    best = most[:2] + [1 / (3 * rate) for rate in most[2:]]
-    least, factor = miss(best), 2.0
-    while factor > 1.001:
-        for i in range(len(best)):
-            for way in (factor, 1 / factor):
-                while (error := miss(tried := [c * way if j == i else c for j, c in enumerate(best)])) < least * (1 - 1e-9):
-                    best, least = tried, error
-        factor **= 0.7
-    return Machine(*best, number=number)
+    start = np.log([*most[:2], *(1 / (3 * max(rate, 1e-9)) for rate in most[2:])])
+    return Machine(*np.exp(least_squares(misses, start).x).tolist(), number=number)
 
 
 # ------------------------------------------------------------------------------------------------------- memory of training

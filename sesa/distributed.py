@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(o.model, task, config, o.seed, o.output, lora=o.lora, **how)
         elif not show(o, task, config, hardware, partial(trl_config, task, config, o.seed, o.output, **how)):
             raise SystemExit(2)
-    except (ValueError, TrainingError) as e:
+    except (ValueError, OSError, TrainingError) as e:
         if first.dry_run:
             print(f"{type(e).__name__}: {e}", file=sys.stderr)
             raise SystemExit(2) from e

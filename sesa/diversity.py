@@ -52,7 +52,8 @@ def mean_distance(vectors: np.ndarray) -> float:
 
 def self_bleu(texts: Sequence[Sequence[str]]) -> float:
     """BLEU of each text, a list of its tokens, with all others as references; the mean. 1: each stands among the others word by word.
-    (Zhu et al. 2018, arXiv 1802.01886.)  n-grams of 1 to 4 tokens, of a shorter text to its length; counts of 0 become 0.1.
+    (Zhu et al. 2018, arXiv 1802.01886.)  n-grams of 1 to 4 tokens, of a shorter text to its length; counts of 0 become 0.1, but where not one token is
+    shared it is 0.
 
     Raises:
         ValueError: fewer than two texts, or one without tokens.

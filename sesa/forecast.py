@@ -9,6 +9,7 @@ Tensor parallelism within a node, replicas beyond. The closed forms are compared
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any, NamedTuple
 
 from sesa.cost import HALF, Machine, Shape, Stage, call_flops, call_seconds, calls_of, kv_bytes, shape_from, stages_of_arm
@@ -40,8 +41,13 @@ class Plan(NamedTuple):
 
 
 def split_over(shape: Shape, gpus: int) -> int:
-    """As many GPUs of a node as can share the model: a number that divides its heads, and the GPUs."""
-    return max(n for n in range(1, min(gpus, NODE) + 1) if shape.heads % n == 0 and gpus % n == 0)
+    """As many GPUs of a node as can share the model: a number that divides the GPUs, its heads and its feed-forward layers, and either divides
+    its key-value heads or is a multiple of them."""
+    return max(n for n in range(1, min(gpus, NODE) + 1) if gpus % n == 0 and _shares(shape, n))
+
+
+def _shares(shape: Shape, n: int) -> bool:
+    return not (shape.heads % n or shape.intermediate % n or shape.kv_heads % n and n % shape.kv_heads)
 
 
 def planned(
@@ -63,8 +69,9 @@ def planned(
     if min(problems, gpus) < 1:
         raise ValueError(f"problems and GPUs must be at least 1, not {problems} and {gpus}")
     n = split_over(shape, gpus) if tensor_parallel is None else tensor_parallel
-    if not 1 <= n <= NODE or gpus % n or shape.heads % n:
-        raise ValueError(f"{n} GPUs of {gpus} cannot share {shape.heads} heads: tensor_parallel divides both, and is at most {NODE}, a node")
+    if not 1 <= n <= NODE or gpus % n or not _shares(shape, n):
+        parts = f"{shape.heads} heads, {shape.kv_heads} key-value heads and {shape.intermediate} of the feed-forward layers"
+        raise ValueError(f"{n} GPUs of {gpus} cannot share {parts}: tensor_parallel divides them, and is at most {NODE}, a node")
     machine = Machine(hardware.tflops * 1e12 * hardware.mfu, hardware.bandwidth_gb * 1e9 * hardware.bandwidth_use, overhead, gpus=n)
     room = n * (hardware.gpu_gb - hardware.reserve_gb) * 1e9 - HALF * shape.parameters
     copies = max(1, n / shape.kv_heads)  # more GPUs than key-value heads: several hold the same one
@@ -132,10 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if 0 < len(given) < len(SHAPE):
             raise ValueError(f"a shape needs all of {', '.join(SHAPE)}")
-        if min(hardware.tflops, hardware.bandwidth_gb, hardware.mfu, hardware.bandwidth_use) <= 0 or o.overhead_ms < 0:
-            raise ValueError("FLOPs, bandwidth and the shares reached must be above 0, and an overhead not below")
+        above = (hardware.tflops, hardware.bandwidth_gb, hardware.gpu_gb, hardware.mfu, hardware.bandwidth_use)
+        if not all(map(isfinite, (*above, hardware.reserve_gb, o.overhead_ms))) or min(above) <= 0 or min(hardware.reserve_gb, o.overhead_ms) < 0:
+            raise ValueError("FLOPs, bandwidth, memory and the shares reached must be above 0, reserve and overhead not below, all of them finite")
+        if max(hardware.mfu, hardware.bandwidth_use) > 1 or o.context is not None and o.context < 1:
+            raise ValueError("the shares reached are at most 1, and a context has at least 1 token")
         shape, context = (shape_from(**given), 32768) if given else shape_on_meta(o.model)
-        context = o.context or context
+        context = o.context or context  # not 0, as was checked
         lengths = (o.group_size, o.prompt_tokens, o.sketch_tokens, o.solution_tokens)
         plans = {
             arm: planned(
@@ -156,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{'rows at once':>14}",
         *(
             f"{arm:12}{p.total:10.2f}{p.of_sketches:12.2f}{p.total / one.total:15.3f}{o.problems * o.group_size / p.total:11.2f}{p.path:12,}"
-            f"{p.flops / 1e15:10.3f}{p.longest:13,}{max(p.rows_at_once, 0):14,}" for arm, p in plans.items() if not p.fails
+            f"{p.flops / 1e15:10.3f}{p.longest:13,}{p.rows_at_once:14,}" for arm, p in plans.items() if not p.fails
         ),
         f"assumed    {', '.join(f'{name} {getattr(hardware, name):g}' for name in HARDWARE)}, overhead {o.overhead_ms:g} ms; texts as long as set",
         *(f"fails      {arm}: {p.fails}" for arm, p in plans.items() if p.fails),

@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from itertools import islice, product
-from math import ceil, log
+from math import ceil
 from typing import Any
 
 from trl import GRPOConfig
@@ -35,7 +35,9 @@ def stages_of(task: Task, config: Training, characters_per_token: float) -> list
         return ceil(max(len(prompt(problem, *more)) for problem in task.problems) / characters_per_token)
 
     if isinstance(task, Environment):
-        branching = ceil(log(config.group_size, config.branch)) if config.sampler is actions and config.branch > 1 else 0
+        branching = 0
+        while config.sampler is actions and config.branch > 1 and config.branch**branching < config.group_size:
+            branching += 1
         rounds = task.max_turns + branching * (config.branch - 1)
         gap = length(lambda p: task.observe(p, task.step(p, task.reset(p), "", seed=0).state))
         return [Stage(config.group_size, 1, length(lambda p: task.observe(p, task.reset(p))), rounds * (task.max_tokens + gap) - gap)]

@@ -98,9 +98,13 @@ def opened(task: Any, model: dict[str, Any]) -> tuple[Any, Engine]:
     known = {f.name for f in fields(kind) if f.init}
     if not {*model} <= known:
         raise ValueError(f"model: unknown {', '.join(sorted({*model} - known))}; of {kind.__name__} there are {', '.join(sorted(known))}")
+    try:
+        given = kind(**model)
+    except TypeError as e:
+        raise ValueError(f"model: {e}") from e
     if kind is EndpointEngine:
-        return task, EndpointEngine(**model)
-    lm, tokenizer = load(Pretrained(**model))
+        return task, given
+    lm, tokenizer = load(given)
     return Templated(task, template_of(tokenizer)), LocalEngine(lm, tokenizer)
 
 
