@@ -259,12 +259,25 @@ def test_the_command_knows_a_folder_and_a_shape(capsys, tmp_path):
     ("--model nobody/nothing", "no configuration of 'nobody/nothing' here or on the hub: take Qwen2.5-14B-Instruct, Qwen2.5-32B-Instruct"),
     ("--layers 3", "a shape needs all of layers, hidden, heads"),
     ("--gpus 0", "at least 1, not 32 and 0"), ("--group-size 0", "at least 1, not 0"), ("--sketch-tokens -1", "at least 1"),
-    ("--gpus 8 --tensor-parallel 8", "8 GPUs of 8 cannot share 28 heads"), ("--mfu 0", "must be above 0"), ("--gpus x", "invalid int value"),
+    ("--gpus 8 --tensor-parallel 8", "8 GPUs of 8 cannot share 28 heads"), ("--mfu 0", "must be above 0"), ("--tflops nan", "all of them finite"),
+    ("--mfu 5", "at most 1"), ("--context 0", "at least 1 token"), ("--reserve-gb -1", "reserve and overhead not below"),
+    ("--gpus 7 --tensor-parallel 7", "cannot share 28 heads, 4 key-value heads and 18944"), ("--gpus x", "invalid int value"),
 ])  # fmt: skip
 def test_what_the_command_refuses(capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [
+    '{"model_type": "gpt2"}',
+    '{"model_type": "mixtral", "num_local_experts": 8, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}',
+])  # fmt: skip
+def test_models_of_another_kind_are_refused(capsys, tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", str(tmp_path)])
+    assert ended.value.code == 2 and "only decoders with dense layers" in capsys.readouterr().err
 
 
 def test_it_is_a_command():
