@@ -25,7 +25,7 @@ STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebo
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 36 min on 2 cores)
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 46 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
@@ -34,10 +34,10 @@ $(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
 $(STAMPS): | $(READY)
 	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
 
-smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (2 min)
+smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (3 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(READY)  ## all tests (8 min)
+test: $(READY)  ## all tests (12 min)
 	$(RUN) -m pytest
 
 bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)
@@ -49,7 +49,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 serve: $(READY)  ## a small pretrained model at http://127.0.0.1:8080/v1, for samplings on an endpoint
 	$(RUN) -m sesa.serve
 
-figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (2 min)
+figures: $(READY)  ## draw all figures of PROFILE anew from recorded results, without any experiment (4 min)
 	@for n in notebooks/[0-9]*.ipynb; do \
 		$(RUN) -m sesa.notebooks run $$(basename $$n .ipynb) --profile $(PROFILE) --redraw || exit 1; done
 
