@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sesa.metrics import resampled
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -49,9 +51,7 @@ def smallest_that_keeps(
     cost = np.array([costs[name] for name in names], dtype=float)
     if not 0 <= share <= 1 or not np.isfinite(cost).all():
         raise ValueError(f"the share to keep lies between 0 and 1, not {share}, and costs are finite numbers")
-    rng = np.random.default_rng(rng_seed)
-    rows = rng.integers(values.shape[1], size=(resamples, values.shape[1]))
-    columns = rng.integers(values.shape[2], size=(resamples, values.shape[2]))
+    rows, columns = resampled(values.shape[1:], resamples, rng_seed)
     drawn = np.stack([v[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for v in values])
     means = values.mean((1, 2))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=1, method="inverted_cdf")
@@ -59,7 +59,7 @@ def smallest_that_keeps(
     chosen = [np.mean([pick == i for pick in picks]) for i in range(len(names))]
     best = int(means.argmax())
     smallest = _pick(means, cost, share) if low[best] > 0 else None
-    table = pd.DataFrame({"mean": means, "low": low, "high": high, "cost": cost, "chosen": chosen}, index=_index(names))
+    table = pd.DataFrame({"mean": means, "low": low, "high": high, "cost": cost, "chosen": chosen}, index=pd.Index(names, tupleize_cols=False))
     return Choice(names[best], None if smallest is None else names[smallest], table, float(np.mean([pick is None for pick in picks])))
 
 
@@ -68,7 +68,3 @@ def _pick(means: np.ndarray, cost: np.ndarray, share: float) -> int | None:
         return None
     kept = np.flatnonzero(means >= share * means.max())
     return int(min(kept, key=lambda i: (cost[i], -means[i])))
-
-
-def _index(names: list[Hashable]) -> pd.Index:
-    return pd.Index(names, tupleize_cols=False)

@@ -125,9 +125,7 @@ def bootstrap_interval(
     tables = [np.asarray(x, dtype=float) for x in ([values] if over is None else [values, over])]
     if tables[0].ndim != 2 or not tables[0].size or tables[0].shape != tables[-1].shape:
         raise ValueError(f"values, and over, must be of one shape (seeds, problems), not {' and '.join(str(t.shape) for t in tables)}")
-    rng = np.random.default_rng(rng_seed)
-    rows = rng.integers(tables[0].shape[0], size=(resamples, tables[0].shape[0]))
-    columns = rng.integers(tables[0].shape[1], size=(resamples, tables[0].shape[1]))
+    rows, columns = resampled(tables[0].shape, resamples, rng_seed)
     drawn = [t[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for t in tables]
     with np.errstate(divide="ignore", invalid="ignore"):  # nothing over nothing is nan; a resample of that says nothing
         mean = tables[0].mean() if over is None else np.divide(tables[0].mean(), tables[1].mean())
@@ -137,6 +135,16 @@ def bootstrap_interval(
         return (np.nan,) * 3
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(mean), float(low), float(high)
+
+
+def resampled(shape: tuple[int, ...], resamples: int, rng_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a cluster bootstrap the seeds and the problems that each resample has: indices, (resamples, seeds) and (resamples, problems).
+
+    shape: (seeds, problems), and perhaps more.
+    """
+    rng = np.random.default_rng(rng_seed)
+    seeds, problems = (rng.integers(n, size=(resamples, n)) for n in shape[:2])
+    return seeds, problems
 
 
 def _counts(keys: Sequence[Key]) -> Counter:

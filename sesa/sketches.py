@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sesa.engines import Completion, Engine
+from sesa.metrics import resampled
 from sesa.sampling import Group, Sampling, sesa
 from sesa.tasks import Task
 
@@ -66,9 +67,7 @@ def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95, resamples: in
     value = _pooled(x, y)
     if np.isnan(value):
         return (np.nan,) * 3
-    rng = np.random.default_rng(rng_seed)
-    seeds, problems = (rng.integers(n, size=(resamples, n)) for n in x.shape[:2])
-    drawn = [_pooled(x[s][:, p], y[s][:, p]) for s, p in zip(seeds, problems, strict=True)]
+    drawn = [_pooled(x[s][:, p], y[s][:, p]) for s, p in zip(*resampled(x.shape, resamples, rng_seed), strict=True)]
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return value, float(low), float(high)
 

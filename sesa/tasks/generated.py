@@ -256,6 +256,11 @@ def as_list(prompt: Callable[[list[str]], str], items: list[str], stop: str) -> 
     return tuple(pieces)
 
 
+def numbered(items: Sequence[str]) -> str:
+    """The items as a numbered list, open at its next one: what stands before an item's text belongs to the text."""
+    return "".join(f"{i}.{text}\n" for i, text in enumerate(items, 1)) + f"{len(items) + 1}."
+
+
 def lines_of(*lines: str) -> str:
     """The lines, each with its end."""
     return "".join(f"{line}\n" for line in lines)

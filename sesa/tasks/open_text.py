@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import SYSTEM, chatml
+from sesa.tasks.generated import SYSTEM, chatml, numbered
 
 REQUESTS = (  # what to list; an example, and what it is about
     ("uses of a paperclip", "Hold the pages of a letter together.", "holding paper"),
@@ -89,5 +89,4 @@ def words(text: str) -> list[str]:
 def _list(what: str, form: str, example: str, history: Sequence[str]) -> str:
     """The assistant's own numbered list, open at its next item."""
     items = [f" {example}", *history]  # an item's text begins with its blank
-    numbered = "".join(f"{i}.{text}\n" for i, text in enumerate(items, 1))
-    return chatml(SYSTEM, ("user", f"Make a list of twenty very different {what}. {form}, no two alike.")) + f"{numbered}{len(items) + 1}."
+    return chatml(SYSTEM, ("user", f"Make a list of twenty very different {what}. {form}, no two alike.")) + numbered(items)

@@ -27,7 +27,7 @@ import numpy as np
 
 from sesa.runs import ROOT, DataError, derive_seed, verified_text
 from sesa.tasks import Grade
-from sesa.tasks.generated import FORMS, SYSTEM, as_list, chatml
+from sesa.tasks.generated import FORMS, SYSTEM, as_list, chatml, numbered
 
 DATA = ROOT / "data" / "china_divisions.csv"
 LEVELS = ("provinces", "cities", "districts")
@@ -213,8 +213,7 @@ class PathTask:
         """ "map7 cities\nHunan/Shaoyang\n": asks for one more line of `level` names."""
         if self.config.form == "compact":
             return f"{map_id} {LEVELS[level - 1]}\n" + "".join(f"{line}\n" for line in history)
-        numbered = "".join(f"{i}.{line}\n" for i, line in enumerate(history, 1))
-        return self._chat(map_id, f"different {LEVELS[level - 1]}", level) + f"{numbered}{len(history) + 1}."
+        return self._chat(map_id, f"different {LEVELS[level - 1]}", level) + numbered(history)
 
     def _chat(self, map_id: str, what: str, level: int) -> str:
         form = "/".join(("Province", "City", "District")[:level])

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sesa.runs import ROOT, verified_text
 from sesa.tasks import Grade
-from sesa.tasks.generated import SYSTEM, chatml
+from sesa.tasks.generated import SYSTEM, chatml, numbered
 
 DATA = ROOT / "data" / "places.csv"
 ASKED = {  # what to list, an item's form, and an example; of solutions and of sketches
@@ -85,5 +85,4 @@ def _plain(text: str) -> str:
 def _list(what: str, form: str, example: str, history: Sequence[str]) -> str:
     """The assistant's own numbered list, open at its next item. The example is its first one: without it a small model writes other forms."""
     items = [f" {example}", *history]  # an item's text begins with its blank
-    numbered = "".join(f"{i}.{text}\n" for i, text in enumerate(items, 1))
-    return chatml(SYSTEM, ("user", f"List different {what}, each as {form}.")) + f"{numbered}{len(items) + 1}."
+    return chatml(SYSTEM, ("user", f"List different {what}, each as {form}.")) + numbered(items)
