@@ -198,6 +198,34 @@ def test_the_readmes_numbers_of_tasks_are_those_of_the_study():
             assert cell == "; ".join(f"{mean.loc[a, 'pass@1']:.2f} / {mean.loc[a, f'pass@{k}']:.2f}" for a in arms)
 
 
+def test_the_readmes_numbers_of_sketches_are_those_of_the_study():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("Of sketches, by the studies")[1].split("Of sampling alone")[0]
+    study = ROOT / "figures" / "study"
+    gains = pd.read_csv(study / "02_gain.csv").groupby(["where", "equal"])[["mean", "low", "high"]]
+    best = {key: part.loc[part["mean"].idxmax()] for key, part in gains}
+    half, one, hot = (best[f"temperature {t}", "rollouts"] for t in ("0.5", "1", "1.5"))
+    fewer = [best[f"temperature {t}", "tokens"]["mean"] for t in ("0.5", "1")]
+    assert f"is {half['mean']:.2f} [{half['low']:.2f}, {half['high']:.2f}] above parallel sampling at temperature 0.5, {one['mean']:.2f} at 1, nothing at" in text
+    assert "at equal tokens {:.2f} and {:.2f}".format(*fewer) in text and hot["low"] < 0
+    assert pd.read_csv(study / "02_training_gain.csv")["mean"].max() < 0  # "no group size and no length ends above"
+    ratios = pd.read_csv(study / "07_prediction.csv")["off"]
+    assert f"within 25% on all {len(ratios)} measured ratios" in text and ratios.max() <= 0.25
+    rows = {key: part.to_dict("records") for key, part in read(study / "claims.csv").groupby("id")}
+    cost = [r["effect"] for r in rows["open-cost"]]
+    assert f"x{max(cost):.1f} to x{min(cost):.1f} of parallel sampling's seconds" in text
+    cold, warm = ([r["effect"] for r in rows["open-cost-equal-quality"] if f"temperature {t}" in r["setting"]] for t in ("0.5", "1.0"))
+    assert f"lists take x{min(warm):.2f} to x{max(warm):.2f} of its seconds" in text and f"at 0.5 lists are (x{min(cold):.2f} to x{max(cold):.2f})" in text
+    (failing,), oracle = rows["open-failing-sketches"], [r["effect"] for r in rows["open-oracle-sketches"]]
+    assert f"({failing['baseline']:.2f} to {failing['value']:.2f} of groups succeed" in text
+    assert f"without repetition add {min(oracle):.2f} to {max(oracle):.2f} to" in text
+    means = pd.read_csv(study / "08_conditions.csv").set_index(["task", "condition"])["any mean"].loc["countdown"]
+    wrong = means["another problem's"]
+    assert f"(Countdown: {wrong:.2f}, {means.loc['no sketch']:.2f} without any)" in text
+    for question in ("diversity", "quality"):
+        (r,) = rows[f"open-no-verifier-{question}"]
+        assert f"({r['effect']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" in text
+
+
 def test_the_learning_rates_of_laptop_are_those_that_the_study_found():
     """By the rule that notebook 06 states: the mean of pass@1 and pass@16 over the last three probes and all tuning seeds."""
     tuning = pd.read_csv(ROOT / "figures" / "study" / "records" / "06_tuning.csv")
