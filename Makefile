@@ -37,7 +37,7 @@ $(STAMPS): | $(READY)
 smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (3 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(READY)  ## all tests (12 min)
+test: $(READY)  ## all tests (14 min)
 	$(RUN) -m pytest
 
 bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)

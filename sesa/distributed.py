@@ -15,6 +15,7 @@ when their own rows have ended.
 """
 
 import argparse
+import atexit
 import importlib.util
 import json
 import os
@@ -301,6 +302,12 @@ OPTIONS: tuple[tuple[str, Any, str], ...] = (
 )  # fmt: skip
 
 
+def _leave() -> None:
+    """Ends the threads between processes: one that is left when Python ends may abort a process that has done its work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains; or, for a dry run, exits with 0 if the plan holds, else with 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -324,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = Training(**{name: getattr(o, name) for name in NUMBERS}, checkpoint_every=o.save_every, objective=objective)
         how = {name: getattr(o, name) for name in HOW} | {"vllm_server_base_url": o.vllm_server_base_url or None}
         if not o.dry_run:
+            atexit.register(_leave)
             train(o.model, task, config, o.seed, o.output, lora=o.lora, **how)
         elif not show(o, task, config, hardware, partial(trl_config, task, config, o.seed, o.output, **how)):
             raise SystemExit(2)
