@@ -22,6 +22,7 @@ from sesa.runs import ROOT, home
 FOLDER = ROOT / "notebooks"
 PROFILES = FOLDER / "profiles"
 CLAIMS = "10_claims"  # reads what all others leave, so it depends on them
+KERNEL_STARTS = 3  # Jupyter picks a kernel's ports before it has them: of two kernels that start at once, one may find its own taken
 
 
 class ProfileError(ValueError):
@@ -174,6 +175,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         raise ProfileError(f"there is no notebook {notebook!r}: take one of {', '.join(names())}")
     parameters = {"profile": profile, **load_profile(profile)[notebook]}
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     folder = home() / "runs" / profile
@@ -186,18 +188,25 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     # This checkout's code, also where several checkouts share one environment.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        papermill.execute_notebook(
-            os.path.relpath(FOLDER / f"{notebook}.ipynb"),
-            os.path.relpath(partial),
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=str(FOLDER),
-            progress_bar=False,
-            # No word of the kernel about its own start and end; and what its worker processes print once, not twice.
-            extra_arguments=["--log-level=50", "--IPKernelApp.capture_fd_output=False"],
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        for start in range(KERNEL_STARTS):
+            try:
+                papermill.execute_notebook(
+                    os.path.relpath(FOLDER / f"{notebook}.ipynb"),
+                    os.path.relpath(partial),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    cwd=str(FOLDER),
+                    progress_bar=False,
+                    # No word of the kernel about its own start and end; and what its worker processes print once, not twice.
+                    extra_arguments=["--log-level=50", "--IPKernelApp.capture_fd_output=False"],
+                    stdout_file=sys.stdout,
+                    stderr_file=sys.stderr,
+                )
+                break
+            except RuntimeError as e:
+                if isinstance(e, DeadKernelError) or start == KERNEL_STARTS - 1:  # a dead kernel had run cells
+                    raise
+                print(f"{notebook}: its kernel did not start ({e}); starting it again", file=sys.stderr)
         done = folder / f"{notebook}.redrawn.ipynb" if redraw else home() / "figures" / profile / f"{notebook}.ipynb"
         done.parent.mkdir(parents=True, exist_ok=True)
         _without_progress(partial)

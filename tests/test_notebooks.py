@@ -314,6 +314,24 @@ def test_run_whose_kernel_is_killed_fails_with_a_message(folder, tmp_path, capfd
     assert [f for f in files_under(home) if not f.endswith("failed.ipynb")] == []
 
 
+@pytest.mark.parametrize(("failures", "code", "says"), [(1, 0, "02_b is done"), (3, 1, "error: notebook 02_b could not go on")])
+def test_run_whose_kernel_does_not_start_starts_it_again(folder, tmp_path, capfd, monkeypatch, failures, code, says):
+    """As a kernel whose ports another one took meanwhile: here the kernel spec's command ends at once, the first few times."""
+    write_notebook(folder / "02_b.ipynb", SIZE, "print(size)")
+    starts = tmp_path / "starts"
+    script = f'echo >> "{starts}"; test $(wc -l < "{starts}") -gt {failures} && exec "{sys.executable}" -m ipykernel_launcher "$@"'
+    spec = {"argv": ["sh", "-c", script, "sh", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert main(["run", "02_b", "--profile", "p"]) == code
+    shown = capfd.readouterr()
+    assert says in shown.out + shown.err and "did not start" in shown.err
+    assert len(starts.read_text()) == min(failures + 1, 3)
+    if code == 0:
+        assert outputs(tmp_path / "home/figures/p/02_b.ipynb") == "5\n"
+
+
 def test_redraw_leaves_the_published_notebook_and_this_process_as_they_were(folder, tmp_path, monkeypatch):
     write_notebook(folder / "02_b.ipynb", SIZE, "import os\nprint(os.environ['SESA_REDRAW'])")
     home = tmp_path / "home"
