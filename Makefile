@@ -25,7 +25,7 @@ STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebo
 $(if $(STAMPS),,$(error nothing to run, see the message above))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: 46 min on 2 cores)
+reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: about 45 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
