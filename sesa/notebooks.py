@@ -175,8 +175,8 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
         raise ProfileError(f"there is no notebook {notebook!r}: take one of {', '.join(names())}")
     parameters = {"profile": profile, **load_profile(profile)[notebook]}
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
     folder = home() / "runs" / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,25 +188,25 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     # This checkout's code, also where several checkouts share one environment.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        for start in range(KERNEL_STARTS):
-            try:
-                papermill.execute_notebook(
-                    os.path.relpath(FOLDER / f"{notebook}.ipynb"),
-                    os.path.relpath(partial),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    cwd=str(FOLDER),
-                    progress_bar=False,
-                    # No word of the kernel about its own start and end; and what its worker processes print once, not twice.
-                    extra_arguments=["--log-level=50", "--IPKernelApp.capture_fd_output=False"],
-                    stdout_file=sys.stdout,
-                    stderr_file=sys.stderr,
-                )
-                break
-            except RuntimeError as e:
-                if isinstance(e, DeadKernelError) or start == KERNEL_STARTS - 1:  # a dead kernel had run cells
-                    raise
-                print(f"{notebook}: its kernel did not start ({e}); starting it again", file=sys.stderr)
+        Retrying(
+            # What Jupyter raises of a kernel that did not come up, and nothing else: one that dies later is a DeadKernelError.
+            retry=retry_if_exception(lambda e: type(e) is RuntimeError),
+            stop=stop_after_attempt(KERNEL_STARTS),
+            before_sleep=lambda state: print(f"{notebook}: {state.outcome.exception()}; starting its kernel again", file=sys.stderr),
+            reraise=True,
+        )(
+            papermill.execute_notebook,
+            os.path.relpath(FOLDER / f"{notebook}.ipynb"),
+            os.path.relpath(partial),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(FOLDER),
+            progress_bar=False,
+            # No word of the kernel about its own start and end; and what its worker processes print once, not twice.
+            extra_arguments=["--log-level=50", "--IPKernelApp.capture_fd_output=False"],
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
         done = folder / f"{notebook}.redrawn.ipynb" if redraw else home() / "figures" / profile / f"{notebook}.ipynb"
         done.parent.mkdir(parents=True, exist_ok=True)
         _without_progress(partial)
