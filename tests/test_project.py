@@ -179,6 +179,12 @@ def test_the_readmes_numbers_of_training_are_those_of_the_study():
     widest, collapsed = branches.loc["sequential+replay+unique+distill"], ablation.loc["parallel"]
     assert f"({pair(collapsed)} to {pair(widest)}; the ratio from {collapsed['ratio mean']:.2f} to {widest['ratio mean']:.2f}," in below
     assert f"a plain KL term among them ({pair(branches.loc['parallel+kl'])})" in below
+    (factor,) = (
+        r["effect"]
+        for r in read(ROOT / "figures" / "laptop" / "claims.csv").to_dict("records")
+        if r["id"] == "recovery" and "sequential+replay+unique+distill training" in r["setting"]
+    )
+    assert f"(the widest arm's factor is {factor:.1f} there, {widest['ratio mean'] / collapsed['ratio mean']:.1f} in the study)" in below
 
 
 def test_the_readmes_numbers_of_tasks_are_those_of_the_study():
