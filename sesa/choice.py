@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sesa.metrics import resampled
+from sesa.intervals import holm, interval, p_value
 
 
 @dataclass(frozen=True)
 class Choice:
     """best: the configuration with the largest mean gain. smallest: the cheapest that keeps the share asked for; None: nothing is gained.
 
-    gains: a row per configuration: mean, low, high (95%), cost, and `chosen`, the share of bootstrap resamples in which it would have been
-    the smallest. nothing: the share of resamples in which no configuration gains.
+    gains: a row per configuration: mean, low, high (95%, `sesa.intervals`), p (of "no gain", Holm's adjustment for all configurations), cost,
+    and `chosen`: the share of resamples (seeds and problems drawn with replacement) in which it would be the smallest. nothing: the share in
+    which no configuration gains. These two shares say how stable the choice is; they are no probabilities and no intervals.
     """
 
     best: Hashable
@@ -28,9 +29,8 @@ def smallest_that_keeps(
 ) -> Choice:
     """The cheapest configuration whose mean gain is at least `share` of the largest mean gain; of equal costs the one that gains more.
 
-    None is named where the best configuration's interval does not lie above 0. Chosen and judged on the same data, the best looks a little
-    better than it is; `chosen` shows how far the choice hangs on chance. The bootstrap is `metrics.bootstrap_interval`'s: it draws seeds and
-    problems, the same for all configurations.
+    None is named where the best gain is not above 0 at p < 0.05 after Holm's adjustment, as the best of many is found by a search; so none with
+    one seed. Chosen and judged on the same data, the best looks a little better than it is; `chosen` shows how far the choice hangs on chance.
 
     Args:
         gains: of every configuration its gain over the baseline, (seeds, problems), the same seeds and problems for all.
@@ -51,16 +51,21 @@ def smallest_that_keeps(
     cost = np.array([costs[name] for name in names], dtype=float)
     if not 0 <= share <= 1 or not np.isfinite(cost).all():
         raise ValueError(f"the share to keep lies between 0 and 1, not {share}, and costs are finite numbers")
-    rows, columns = resampled(values.shape[1:], resamples, rng_seed)
-    drawn = np.stack([v[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for v in values])
-    means = values.mean((1, 2))
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=1, method="inverted_cdf")
-    picks = [_pick(means_drawn, cost, share) for means_drawn in drawn.T]
-    chosen = [np.mean([pick == i for pick in picks]) for i in range(len(names))]
+    drawn = _means_of_resamples(values, resamples, rng_seed)
+    picks = [_pick(means, cost, share) for means in drawn.T]
+    table = pd.DataFrame([interval(v) for v in values], columns=["mean", "low", "high"], index=pd.Index(names, tupleize_cols=False))
+    table = table.assign(p=holm([p_value(v) for v in values]), cost=cost, chosen=[np.mean([pick == i for pick in picks]) for i in range(len(names))])
+    means = table["mean"].to_numpy()
     best = int(means.argmax())
-    smallest = _pick(means, cost, share) if low[best] > 0 else None
-    table = pd.DataFrame({"mean": means, "low": low, "high": high, "cost": cost, "chosen": chosen}, index=pd.Index(names, tupleize_cols=False))
+    smallest = _pick(means, cost, share) if table["p"].iloc[best] < 0.05 else None
     return Choice(names[best], None if smallest is None else names[smallest], table, float(np.mean([pick is None for pick in picks])))
+
+
+def _means_of_resamples(values: np.ndarray, resamples: int, rng_seed: int) -> np.ndarray:
+    """The mean of every configuration in every resample, (configurations, resamples), from values (configurations, seeds, problems)."""
+    rng = np.random.default_rng(rng_seed)
+    rows, columns = (rng.integers(n, size=(resamples, n)) for n in values.shape[1:])
+    return np.stack([v[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for v in values])
 
 
 def _pick(means: np.ndarray, cost: np.ndarray, share: float) -> int | None:

@@ -20,9 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-NO_INTERVAL = "one seed: no interval"
-
-
 def interval(values: ArrayLike, over: ArrayLike | None = None, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of a table (seeds, problems); with `over`, of the ratio of the two tables' means.
 
@@ -72,19 +69,19 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def chance_note(intervals: int, level: float = 0.95) -> str:
-    """A sentence for a table with many intervals: how many of them miss their true value by chance alone."""
-    missed = intervals * (1 - level)
+def chance_note(intervals: int) -> str:
+    """A sentence for a table with many 95% intervals: how many of them miss the true value by chance alone."""
+    missed = intervals / 20
     count = f"{missed:.0f}" if missed >= 1 else f"{missed:.1f}"
-    return f"Of these {intervals} intervals at {level:.0%}, about {count} would miss the true value by chance alone."
+    return f"Of these {intervals} intervals at 95%, about {count} would miss the true value by chance alone."
 
 
 def written(triple: Sequence[float], number: str = "{:.2f}") -> str:
-    """An interval for a table: 0.25 [0.20, 0.31]; 0.25 (one seed) where there is no interval; nothing where there is no mean."""
+    """An interval as text: 0.25 [0.20, 0.31]; 0.25 (no interval), as with one seed; nothing where there is no mean."""
     mean, low, high = triple
     if np.isnan(mean):
         return ""
-    return number.format(mean) + (" (one seed)" if np.isnan(low) else f" [{number.format(low)}, {number.format(high)}]")
+    return number.format(mean) + (" (no interval)" if np.isnan(low) else f" [{number.format(low)}, {number.format(high)}]")
 
 
 def _tables(values: ArrayLike, over: ArrayLike | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""What is counted, and how sure it is: pass@k, coverage, distinct answers, entropy, bootstrap intervals.
+"""What is counted: pass@k, coverage, distinct answers, entropy. How sure a mean of it is: `sesa.intervals`.
 
 Two kinds of groups must be kept apart. Of *independent* samples any k are as good as any others, so n of them estimate what k would
 give without bias (`pass_at_k`, `expected_distinct_of_k`). The samples of a *sequential* group are not exchangeable: what k give is
@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from math import comb
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 Key = str | None
 
@@ -101,50 +100,6 @@ def sample_entropy(keys: Sequence[Key]) -> float:
     """Entropy in nats of the valid answers' observed frequencies (biased low when samples are few: at most log n); 0 if none is valid."""
     counts = np.array(list(_counts(keys).values()), dtype=float)
     return entropy(counts / counts.sum()) if len(counts) else 0.0
-
-
-def bootstrap_interval(
-    values: ArrayLike, over: ArrayLike | None = None, level: float = 0.95, resamples: int = 2000, rng_seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean and percentile interval by a cluster bootstrap: seeds and problems are both drawn anew, with replacement.
-
-    A problem's value is a cluster: all its samples are in it already. The same problems stand under every seed, so a resample draws rows
-    and columns ("pigeonhole" bootstrap; Owen 2007), and the interval is for new seeds *and* new problems. It errs to the wide side by a
-    little where the two interact, and to the narrow side with 3 to 5 seeds: a rough interval.
-
-    Args:
-        values: (seeds, problems).
-        over: of the same shape; then all is of the ratio of the two means, both resampled alike.
-
-    Returns:
-        (mean, low, high). All nan if a value is; resamples with nothing over nothing are left out.
-
-    Raises:
-        ValueError: `values` is not two-dimensional or empty, or `over` has another shape.
-    """
-    tables = [np.asarray(x, dtype=float) for x in ([values] if over is None else [values, over])]
-    if tables[0].ndim != 2 or not tables[0].size or tables[0].shape != tables[-1].shape:
-        raise ValueError(f"values, and over, must be of one shape (seeds, problems), not {' and '.join(str(t.shape) for t in tables)}")
-    rows, columns = resampled(tables[0].shape, resamples, rng_seed)
-    drawn = [t[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for t in tables]
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing over nothing is nan; a resample of that says nothing
-        mean = tables[0].mean() if over is None else np.divide(tables[0].mean(), tables[1].mean())
-        means = drawn[0] if over is None else drawn[0] / drawn[1]
-    # inverted_cdf: the ends are resampled values themselves, so an infinite one does no harm
-    if np.isnan(mean):
-        return (np.nan,) * 3
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(mean), float(low), float(high)
-
-
-def resampled(shape: tuple[int, ...], resamples: int, rng_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a cluster bootstrap the seeds and the problems that each resample has: indices, (resamples, seeds) and (resamples, problems).
-
-    shape: (seeds, problems), and perhaps more.
-    """
-    rng = np.random.default_rng(rng_seed)
-    seeds, problems = (rng.integers(n, size=(resamples, n)) for n in shape[:2])
-    return seeds, problems
 
 
 def _counts(keys: Sequence[Key]) -> Counter:

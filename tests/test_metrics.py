@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from itertools import combinations, product
-from math import log, prod, sqrt
+from math import log, prod
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sesa.metrics import (
-    bootstrap_interval,
     coverage_at_k,
     distinct,
     distinct_fraction,
@@ -196,76 +195,3 @@ def test_sample_entropy_is_that_of_the_valid_frequencies():
     assert sample_entropy(["a"] * 5) == 0
     assert sample_entropy([None, None]) == 0
     assert sample_entropy([]) == 0
-
-
-# ------------------------------------------------------------------------------------------------------------- bootstrap
-
-
-@pytest.mark.parametrize("values", [[[0, 1]], [[0], [1]]])
-def test_bootstrap_of_two_values_has_the_known_three_outcomes(values):
-    """Of 0 and 1, two problems or two seeds: means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4; quantiles 0.3 and 0.7 are 1/2."""
-    assert bootstrap_interval(values) == (0.5, 0.0, 1.0)
-    assert bootstrap_interval(values, level=0.4) == (0.5, 0.5, 0.5)
-
-
-def test_bootstrap_resamples_both_seeds_and_problems():
-    """With many values the interval is normal, with the variance of Owen (2007): that of the mean over independent rows and columns.
-
-    Given the data, Var* = rows/S + columns/P + rest/(S P), each the population variance of row means, column means and what they leave.
-    20,000 resamples: a quantile at 2.5% has a relative error of about 1%; the departure from normal is smaller.
-    """
-    rng = np.random.default_rng(1)
-    for seed, problem, noise in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 1, 1)):
-        values = seed * rng.normal(size=(20, 1)) + problem * rng.normal(size=(1, 30)) + noise * rng.normal(size=(20, 30))
-        rows, columns = values.mean(1), values.mean(0)
-        rest = values - rows[:, None] - columns[None] + values.mean()
-        expected = 1.96 * sqrt(rows.var() / 20 + columns.var() / 30 + rest.var() / 600)
-        mean, low, high = bootstrap_interval(values, resamples=20_000)
-        assert mean == pytest.approx(values.mean())
-        assert (high - low) / 2 == pytest.approx(expected, rel=0.04)
-
-
-@pytest.mark.parametrize("level", [0.95, 0.5])
-def test_bootstrap_interval_holds_the_truth_as_often_as_it_says(level):
-    """300 data sets of 16 seeds x 24 problems, effects of both and noise. 4 standard errors of a share: 0.05 and 0.12; and 0.02, as
-    its variance is off by 15/16 and 23/24 (few seeds and problems)."""
-    rng, truth, hits = np.random.default_rng(2), 3.0, 0
-    for i in range(300):
-        values = truth + rng.normal(size=(16, 1)) + rng.normal(size=(1, 24)) + rng.normal(size=(16, 24))
-        _, low, high = bootstrap_interval(values, level=level, resamples=250, rng_seed=i)
-        hits += low <= truth <= high
-    assert abs(hits / 300 - level) < 4 * sqrt(level * (1 - level) / 300) + 0.02
-
-
-def test_bootstrap_of_a_ratio_is_of_the_two_means_resampled_alike():
-    """A ratio of two columns that are proportional is a point, whatever is drawn; and the ratio is that of means, not a mean of ratios."""
-    values = np.random.default_rng(4).uniform(1, 9, size=(3, 5))
-    assert bootstrap_interval(2.5 * values, over=values) == pytest.approx((2.5, 2.5, 2.5))
-    assert bootstrap_interval([[10, 10]], over=[[1, 10]])[0] == pytest.approx(20 / 11)
-    mean, low, high = bootstrap_interval([[10, 10]], over=[[1, 10]])
-    assert (low, high) == (1, 10)  # both problems the second, both the first
-
-
-def test_bootstrap_of_a_ratio_over_nothing_is_infinite_not_an_error():
-    mean, low, high = bootstrap_interval([[0.0], [1.0]], over=[[0.0], [1.0]])  # a quarter of the resamples is nothing over nothing
-    assert (mean, low, high) == (1, 1, 1)
-    assert np.isnan(bootstrap_interval([[np.nan], [1.0]])).all()
-    mean, low, high = bootstrap_interval([[1.0, 1.0]], over=[[0.0, 1.0]])
-    assert (mean, low, high) == (2.0, 1.0, float("inf"))
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (2, 2), (4, 1), (1, 1)])
-def test_bootstrap_of_equal_values_is_a_point(shape):
-    assert bootstrap_interval(np.full(shape, 0.25)) == (0.25, 0.25, 0.25)
-
-
-def test_bootstrap_is_deterministic_and_its_seed_matters():
-    values = np.random.default_rng(3).normal(size=(3, 10))
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert bootstrap_interval(values)[1:] != bootstrap_interval(values, rng_seed=1)[1:]
-
-
-@pytest.mark.parametrize("values, over", [([1, 2, 3], None), ([[]], None), ([], None), ([[1, 2]], [[1], [2]])])
-def test_bootstrap_refuses_what_is_no_table(values, over):
-    with pytest.raises(ValueError, match="seeds, problems"):
-        bootstrap_interval(values, over)

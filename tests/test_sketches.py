@@ -109,15 +109,20 @@ def test_within_problems_can_have_another_sign_than_across():
     assert -1 <= low <= value <= high < -0.95
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """Independent pairs of correlation 0.5, many problems: 95% of the intervals. 80 trials, 4 standard errors of 2.4%."""
-    rng, hits = np.random.default_rng(2), 0
-    for _ in range(80):
-        x = rng.normal(size=(6, 40, 8))
-        y = 0.5 * x + np.sqrt(0.75) * rng.normal(size=x.shape)
-        _, low, high = correlation(x, y, resamples=200)
-        hits += low <= 0.5 <= high
-    assert hits >= 80 * (0.95 - 0.097)
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_the_interval_of_a_correlation_covers(seeds):
+    """Of 300 tables each, an error of 1.3%: within problems, where the slope differs by problem and seed; across problems, where problems are
+    the same for every seed. Not below 91%."""
+    rng, within, across, truth = np.random.default_rng(seeds), 0, 0, 0.4 / np.sqrt(0.4**2 + 0.4**2 + 0.2**2 + 1)
+    for _ in range(300):
+        x = rng.normal(size=(seeds, 32, 8))
+        slope = 0.4 + 0.4 * rng.normal(size=(1, 32, 1)) + 0.2 * rng.normal(size=(seeds, 1, 1))
+        _, low, high = correlation(x, slope * x + rng.normal(size=x.shape))
+        within += low <= truth <= high
+        x, y = rng.normal(size=(2, 1, 32))
+        _, low, high = correlation(x + 0.5 * rng.normal(size=(seeds, 32)), 0.5 * x + np.sqrt(0.75) * y + 0.5 * rng.normal(size=(seeds, 32)))
+        across += low <= 0.5 / 1.25 <= high
+    assert 91 <= 100 * within / 300 <= 99 and 91 <= 100 * across / 300 <= 99
 
 
 def test_an_interval_of_nothing_holds_nothing():
@@ -126,23 +131,29 @@ def test_an_interval_of_nothing_holds_nothing():
     assert low < 0 < high and abs(value) < 0.1
 
 
-@given(st.integers(0, 1000), st.floats(0.1, 9), st.integers(1, 4), st.integers(2, 5), st.sampled_from([(), (3,)]))
+@given(st.integers(0, 1000), st.floats(0.1, 9), st.integers(2, 4), st.integers(2, 5), st.sampled_from([(), (3,)]))
 @settings(deadline=None, max_examples=25)
 def test_shift_of_a_row_and_scale_change_nothing(seed, scale, seeds, problems, groups):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2, seeds, problems, *groups))
     shifted = scale * x + rng.normal(size=(*x.shape[:-1], 1))
-    value, low, high = correlation(x, y, resamples=50)
-    assert correlation(shifted, y, resamples=50) == pytest.approx((value, low, high), abs=1e-6)
-    assert correlation(y, x, resamples=50) == pytest.approx((value, low, high), abs=1e-9)
+    value, low, high = correlation(x, y)
+    assert correlation(shifted, y) == pytest.approx((value, low, high), abs=1e-6)
+    assert correlation(y, x) == pytest.approx((value, low, high), abs=1e-9)
     assert -1 - 1e-9 <= low <= high <= 1 + 1e-9
-    assert correlation(x, -x, resamples=50) == pytest.approx((-1, -1, -1))
+    assert correlation(x, -x) == pytest.approx((-1, -1, -1))
+
+
+def test_one_seed_has_a_correlation_and_no_interval():
+    x, y = np.random.default_rng(0).normal(size=(2, 1, 5, 4))
+    value, low, high = correlation(x, y)
+    assert -1 < value < 1 and np.isnan([low, high]).all() and np.isnan(correlation(x, x)[1])
 
 
 def test_what_never_differs_has_no_correlation():
     x = np.arange(24.0).reshape(2, 3, 4)
     assert np.isnan(correlation(x, np.ones_like(x))).all()
-    half = np.where(np.arange(3)[None, :, None] == 0, x, 1.0)  # one problem alone says something: resamples without it are left out
+    half = np.where(np.arange(3)[None, :, None] == 0, x, 1.0)  # one problem alone says something
     value, low, high = correlation(half, half)
     assert value == pytest.approx(1) and (low, high) == pytest.approx((1, 1))
 
