@@ -25,7 +25,7 @@ class LinesEngine(LocalEngine):
         self._root: Node = {}
         for line in lines:
             node = self._root
-            for token in self.encode(line + stop):
+            for token in self.encode(line + stop, after=True):
                 node = node.setdefault(token, {})
         if not self._root:
             raise ValueError("no lines: there is nothing to write")

@@ -5,51 +5,29 @@ one, what was written, and a separator. So the cache of the last call is kept, a
 tokens are computed: one cache for a whole group. A tree of actions branches: there a prompt goes on from the kept sequence that it has
 most in common with, cut back to where they part. And prompts with a common beginning (`share`) have that computed once.
 
-Text is matched, and only what was added to it is encoded: in a list, tokens that were sampled are never tokenized again. In a tree they
-are where a branch has lost its row: with a tokenizer that reads a text in one way only (the tiny LM's) that changes nothing.
+Text is matched, and only what was added to it is encoded (`sesa.engines.text`): in a list, tokens that were sampled are never tokenized
+again. In a tree they are where a branch has lost its row: with a tokenizer that reads a text in one way only (the tiny LM's) that changes
+nothing.
+
+A completion ends with the token that makes its stop string complete. If that token holds more text, its text is cut, and the row goes on
+from the token before, with what the next prompt says; so it does after an end of the sequence, which is no text.
+
+A sliding window limits the context where every layer has one: there a list that fills it starts anew, and a warning says so. Where
+some layers see all (Gemma 2 and later) it does not.
 """
 
+import warnings
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.engines import Completion
-from sesa.packing import autocast
-
-
-@dataclass
-class _Rows:
-    """Sequences that grow side by side in one cache. `ids[r][: fed[r]]` is in the cache, in the columns where `mask[r]` is 1."""
-
-    texts: list[str]
-    labels: list[object]  # what `share` said of each
-    marks: list[list[tuple[int, int]]]  # (characters, tokens): where a prompt or an answer ended; a row can be cut there
-    ids: list[list[int]]
-    fed: list[int]
-    mask: torch.Tensor  # (rows, columns), 1: a token of this row, 0: a gap (rows advance together, so shorter ones have gaps)
-    cache: DynamicCache
-
-    def take(self, rows: Sequence[int]) -> "_Rows":
-        """The given rows, which may repeat. They take the cache with them: these rows here must not be used afterwards."""
-        rows = list(rows)
-        self.cache.batch_select_indices(torch.tensor(rows, device=self.mask.device))
-        return _Rows(
-            [self.texts[r] for r in rows],
-            [self.labels[r] for r in rows],
-            [list(self.marks[r]) for r in rows],
-            [list(self.ids[r]) for r in rows],
-            [self.fed[r] for r in rows],
-            self.mask[rows],
-            self.cache,
-        )
-
-    def common(self, row: int, prompt: str) -> tuple[int, int, int]:
-        """The characters and tokens, up to a mark, with which both this row and the prompt begin; and the row."""
-        text = self.texts[row]
-        return next(((*mark, row) for mark in reversed(self.marks[row]) if prompt.startswith(text[: mark[0]])), (0, 0, row))
+from sesa.engines.rows import Rows
+from sesa.engines.text import Pieces
+from sesa.packing import autocast, keeps_logits
 
 
 class LocalEngine:
@@ -60,14 +38,13 @@ class LocalEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 512):
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        self._kept: list[_Rows] = []  # of the last call, a chunk each
+        self._kept: list[Rows] = []  # of the last call, a chunk each
         self._weights = None
-        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
-        limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), self._window)
-        self._context = min(filter(None, limits), default=2**31)
+        self._pieces, self._keeps = Pieces(tokenizer), keeps_logits(model)
+        self._window, self._context = _window_and_context(model)
         ends = getattr(model.generation_config, "eos_token_id", None)
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}  # the end of a sequence, or of a turn
-        self._stops: dict[str, torch.Tensor] = {}
+        self._stops: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @torch.inference_mode()
     def generate(
@@ -84,8 +61,8 @@ class LocalEngine:
         """See `sesa.engines.Engine.generate`. Without `share`, equal prompts share all. A completion ends where the context does.
 
         Raises:
-            ValueError: a temperature below 0, a top_p outside (0, 1], lengths that differ, no token that contains `stop`, a prompt that
-                fills the context.
+            ValueError: a temperature below 0, a top_p outside (0, 1], lengths that differ, a `stop` that the tokenizer cannot write, a
+                prompt that it changes, or that fills the context.
         """
         share = list(prompts if share is None else share)
         if not len(prompts) == len(seeds) == len(share):
@@ -134,7 +111,7 @@ class LocalEngine:
 
     # -------------------------------------------------------------------------------------------------- before decoding
 
-    def _chunks(self, kept: list[_Rows], prompts: Sequence[str], labels: Sequence[object]) -> list[list[int]]:
+    def _chunks(self, kept: list[Rows], prompts: Sequence[str], labels: Sequence[object]) -> list[list[int]]:
         """The prompts in chunks of at most max_batch rows: as they stand; or, where trajectories have ended or branched and others moved
         up, each with the kept chunk that it goes on from. Chunks that have become small are not merged."""
         as_they_stand = [list(range(i, min(i + self.max_batch, len(prompts)))) for i in range(0, len(prompts), self.max_batch)]
@@ -155,7 +132,7 @@ class LocalEngine:
             chunks[chunk].append(i)
         return chunks if max(map(len, chunks)) <= self.max_batch else as_they_stand
 
-    def _continue(self, rows: _Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> _Rows | None:
+    def _continue(self, rows: Rows | None, prompts: Sequence[str], labels: Sequence[object]) -> Rows | None:
         """The kept rows with what the prompts add to them, each cut back to where the two agree; None if a prompt goes on from none."""
         if rows is None:
             return None
@@ -172,20 +149,15 @@ class LocalEngine:
             rows = rows.take([r for *_, r in cuts])
         fed = []
         for r, (prompt, (characters, tokens, _)) in enumerate(zip(prompts, cuts, strict=True)):
-            rows.ids[r] = rows.ids[r][:tokens] + self.encode(prompt[characters:])
+            rows.ids[r] = rows.ids[r][:tokens] + self.encode(prompt[characters:], after=True)
             rows.marks[r] = [mark for mark in rows.marks[r] if mark[0] <= characters] + [(len(prompt), len(rows.ids[r]))]
             rows.texts[r] = prompt
             fed.append(min(rows.fed[r], tokens, len(rows.ids[r]) - 1))  # each must have a token to feed
         if fed != rows.fed:
-            rows.fed = fed
-            rows.mask = rows.mask * (rows.mask.cumsum(1) <= torch.tensor(fed, device=rows.mask.device)[:, None])
-            used = rows.mask.any(0)
-            rows.mask = rows.mask[:, used]
-            for layer in rows.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, used], layer.values[:, :, used]
+            rows.cut(fed, contiguous=False)
         return rows
 
-    def _start(self, prompts: Sequence[str], share: Sequence[object]) -> _Rows:
+    def _start(self, prompts: Sequence[str], share: Sequence[object]) -> Rows:
         """New rows. What all prompts of a label begin with is computed once, and copied."""
         unique = {text: self.encode(text) for text in dict.fromkeys(prompts)}
         ids = [unique[p] for p in prompts]
@@ -198,13 +170,13 @@ class LocalEngine:
         for label, row in zip(share, ids, strict=True):  # each row must have a token left to feed, for its logits
             common[label] = common[label][: len(row) - 1]
         ends = [[] for _ in labels]
-        rows = _Rows([""] * len(labels), labels, ends, [common[x] for x in labels], [0] * len(labels), self._empty(len(labels)), DynamicCache())
+        rows = Rows([""] * len(labels), labels, ends, [common[x] for x in labels], [0] * len(labels), self._empty(len(labels)), DynamicCache())
         if len(labels) < len(prompts) and any(common.values()):
             self._feed(rows)
             index = {label: i for i, label in enumerate(labels)}
             rows = rows.take([index[label] for label in share])
         else:
-            rows = _Rows([], [], [], [], [0] * len(prompts), self._empty(len(prompts)), DynamicCache())
+            rows = Rows([], [], [], [], [0] * len(prompts), self._empty(len(prompts)), DynamicCache())
         rows.texts, rows.labels, rows.ids = list(prompts), list(share), [list(row) for row in ids]
         rows.marks = [[(len(text), len(row))] for text, row in zip(prompts, ids, strict=True)]
         return rows
@@ -217,45 +189,53 @@ class LocalEngine:
     def _empty(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+    def encode(self, text: str, after: bool = False) -> list[int]:
+        """The tokens of a prompt; with `after`, of text that continues another. ValueError: see `sesa.engines.text`."""
+        return self._pieces.encode(text, after)
 
     # --------------------------------------------------------------------------------------------------------- decoding
 
-    def _feed(self, rows: _Rows) -> torch.Tensor:
+    def _feed(self, rows: Rows) -> torch.Tensor:
         """Computes all tokens not in the cache yet; returns the logits after each row's last token, (rows, vocabulary), float32."""
+        width = max(len(ids) - fed for ids, fed in zip(rows.ids, rows.fed, strict=True))
+        if self._window:
+            # transformers counts the columns in a window, gaps among them. So there are none between the tokens of a row: all rows
+            # feed as many, some of them again, and shorter ones are padded on the left.
+            rows.cut([max(0, min(fed, len(ids) - width)) for ids, fed in zip(rows.ids, rows.fed, strict=True)], contiguous=True)
         new = [ids[fed:] for ids, fed in zip(rows.ids, rows.fed, strict=True)]
-        width = max(map(len, new))
         tokens = torch.zeros(len(new), width, dtype=torch.long)
         mask = torch.zeros_like(tokens)
         for r, row in enumerate(new):
-            tokens[r, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[r, : len(row)] = 1
+            place = slice(width - len(row), width) if self._window else slice(len(row))
+            tokens[r, place] = torch.tensor(row, dtype=torch.long)
+            mask[r, place] = 1
         rows.fed = [len(ids) for ids in rows.ids]
-        logits = self._forward(rows, tokens.to(rows.mask.device), mask.to(rows.mask.device))
-        last = mask.sum(1).sub(1).clamp(min=0).to(logits.device)
-        return logits[torch.arange(len(new), device=logits.device), last].float()
+        last = torch.full((len(new),), width - 1) if self._window else mask.sum(1).sub(1).clamp(min=0)
+        return self._forward(rows, *(x.to(rows.mask.device) for x in (tokens, mask, last)))
 
-    def _forward(self, rows: _Rows, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _forward(self, rows: Rows, tokens: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Computes new tokens, (rows, new), where `mask` is 1; returns the logits at the places `last`, (rows,): (rows, vocabulary), float32."""
         before = rows.mask.sum(1, keepdim=True)
         rows.mask = torch.cat([rows.mask, mask], 1)
-        if self._window and rows.mask.shape[1] > self._window:  # transformers counts columns, gaps among them, not tokens
-            raise ValueError(f"{rows.mask.shape[1]} columns are more than the sliding window of this model, {self._window}")
+        keep = {"logits_to_keep": last[:, None]} if self._keeps else {}  # of a long prompt, all would be a large array
         with autocast(self.model):
-            return self.model(
+            logits = self.model(
                 input_ids=tokens,
                 attention_mask=rows.mask,
                 position_ids=(before + mask.cumsum(1) - 1).clamp(min=0),
                 past_key_values=rows.cache,
                 use_cache=True,
+                **keep,
             ).logits
+        return (logits[:, 0] if keep else logits[torch.arange(len(last), device=last.device), last]).float()
 
     def _decode(self, rows, logits, seeds, stop, max_tokens, temperature, top_p) -> list[Completion]:
         n, device = len(rows.ids), logits.device
         # One stream of uniforms per row: what a row draws does not depend on the rows beside it.
         uniform = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(max_tokens) for seed in seeds])
         uniform = torch.from_numpy(uniform).to(device)
-        stops = self._stop_tokens(stop)
+        stops, completing = self._stop_tokens(stop)
+        first = torch.zeros(n, dtype=torch.long, device=device)
         room = self._context - torch.tensor([len(ids) for ids in rows.ids], device=device)
         sampled, logprobs, alive = [], [], torch.ones(n, dtype=torch.bool, device=device)
         stopped, lengths = torch.zeros_like(alive), torch.zeros(n, dtype=torch.long, device=device)
@@ -265,20 +245,27 @@ class LocalEngine:
             logprobs.append(logprob)
             lengths += alive
             stopped |= alive & stops[token]
+            if completing is not None:
+                for r in (alive & ~stopped & completing[token]).nonzero()[:, 0].tolist():
+                    stopped[r] = stop in self._pieces.decode(torch.stack(sampled)[:, r].tolist())
             alive = alive & ~stopped & (lengths < room)
             if t + 1 == max_tokens or not alive.any():
                 break
-            logits = self._forward(rows, token[:, None], alive[:, None].long())[:, -1].float()
+            logits = self._forward(rows, token[:, None], alive[:, None].long(), first)
         sampled, logprobs = torch.stack(sampled, 1).tolist(), torch.stack(logprobs, 1).tolist()
         completions = []
         for r, (length, ended) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
             ids = sampled[r][:length]
             # The text is all that was written but the end, special tokens too: what the next prompt shows is what the model saw.
             body = ids[:-1] if ids[-1] in self._ends else ids
-            written = self.tokenizer.decode(body)
+            written = self._pieces.decode(body)
+            text, _, tail = written.partition(stop)
+            if tail:  # which no prompt will show
+                body = ids[:-1]
+                written = self._pieces.decode(body)
             completions.append(
                 Completion(
-                    text=written.split(stop)[0],
+                    text=text,
                     stopped=ended,
                     prompt_ids=tuple(rows.ids[r]),
                     ids=tuple(ids),
@@ -296,18 +283,41 @@ class LocalEngine:
         """The logits, (rows, vocabulary), at -inf for what may not follow the tokens sampled so far, (rows,) each; here all may."""
         return logits
 
-    def _stop_tokens(self, stop: str) -> torch.Tensor:
-        """(vocabulary,) of bool: the tokens that end a completion, those that contain `stop` and the end of the sequence."""
+    def _stop_tokens(self, stop: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Two of (vocabulary,) bool: the tokens that end a completion, those that contain `stop` and the end of the sequence; and those that
+        may end it where other tokens have begun `stop`, None if there are none."""
         if stop not in self._stops:
             size = self.model.get_output_embeddings().weight.shape[0]
-            texts = self.tokenizer.batch_decode([[i] for i in range(min(size, len(self.tokenizer)))])
-            ends = torch.zeros(size, dtype=torch.bool)
+            texts = [self._pieces.decode([i]) for i in range(min(size, len(self.tokenizer)))]
+            rests = tuple(stop[k:] for k in range(1, len(stop)))
+            ends, completing = torch.zeros(2, size, dtype=torch.bool)
             ends[: len(texts)] = torch.tensor([stop in text for text in texts])
-            if not ends.any():
-                raise ValueError(f"no token of this tokenizer contains the stop string {stop!r}; choose one that a token contains")
+            # A character that is not ASCII may be several tokens, each of which decodes to U+FFFD.
+            completing[: len(texts)] = torch.tensor([text.startswith(rests) or "\ufffd" in text and not stop.isascii() for text in texts])
+            completing &= ~ends
+            if not ends.any() and self._pieces.decode(self._pieces.encode(stop, after=True)) != stop:
+                raise ValueError(f"this tokenizer cannot write the stop string {stop!r}: choose another")
             ends[list(self._ends)] = True
-            self._stops[stop] = ends.to(self.model.device)
+            parts = completing.to(self.model.device) if completing.any() else None
+            self._stops[stop] = ends.to(self.model.device), parts
         return self._stops[stop]
+
+
+def _window_and_context(model: PreTrainedModel) -> tuple[int | None, int]:
+    """The sliding window of the model, None if no layer has one, and the most tokens that a row may have."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    slides = ["sliding" in layer for layer in layers]
+    window = getattr(config, "sliding_window", None) if any(slides) and getattr(config, "use_sliding_window", True) else None
+    context = getattr(config, "max_position_embeddings", None) or 2**31
+    if window and window < context and all(slides):
+        warnings.warn(
+            f"every layer of this {type(model).__name__} sees {window} tokens (its sliding window), so that is its context here, not {context}: "
+            "lists that fill it start anew",
+            stacklevel=3,
+        )
+        context = window
+    return window or None, context
 
 
 def _common_prefix(a: list[int], b: list[int]) -> list[int]:
