@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sesa.metrics import kl_divergence
 from sesa.packing import Packed, autocast, packed_logprobs
-from sesa.records import fingerprint, sources_behind
+from sesa.fingerprint import fingerprint, sources_behind
 from sesa.runs import derive_seed, hash_of, home, origin, progress, read_json, sha256, write_atomic, writing
 from sesa.tasks import modules_of
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sesa.records import fingerprint, sources_behind
+from sesa.fingerprint import fingerprint, sources_behind
 from sesa.runs import ROOT, home
 
 FOLDER = ROOT / "notebooks"

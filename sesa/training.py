@@ -29,7 +29,7 @@ from sesa.engines.local import LocalEngine
 from sesa.models import text_loss_backward, weights_of
 from sesa.objective import clipped_loss, kl_estimate, rollout_advantages, token_weights, with_advantages
 from sesa.packing import Packed, pack, packed_logprobs
-from sesa.records import fingerprint, sources_behind
+from sesa.fingerprint import fingerprint, sources_behind
 from sesa.runs import derive_seed, differing, finish_the_step, hash_of, progress, write_atomic
 from sesa.sampling import Group
 from sesa.tasks import Task, modules_of

@@ -16,7 +16,8 @@ import nbformat
 import pytest
 import yaml
 
-from sesa import notebooks, records
+from sesa import fingerprint as fingerprints
+from sesa import notebooks
 from sesa.notebooks import ProfileError, load_profile, main, run, stamps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +178,7 @@ def checkout(folder, tmp_path, monkeypatch) -> Path:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(fingerprints, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     return tmp_path
 
