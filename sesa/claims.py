@@ -1,24 +1,47 @@
-"""The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule, and what the paper leaves open
-(`data/open_questions.csv`), with an answer by rule. Nothing is typed by hand.
+"""The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule; and what
+the paper leaves open (`data/open_questions.csv`), with an answer by rule.
 
-A notebook measures a claim with `measure` and stores it with `save_claims`; `claims_table` joins all of a profile's with the paper's.
+A notebook measures with `measure` and stores with `save_claims`; `claims_table` joins a profile's rows with the paper's.
+The profile `study` is the evidence; in README the profile `laptop` stands beside it.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from sesa.metrics import bootstrap_interval
+from sesa.intervals import chance_note, interval, written
 from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
 OPEN = ROOT / "data" / "open_questions.csv"
 MIN_SEEDS = 3  # no verdict on fewer
-MEASURED = ["id", "setting", "baseline", "value", "effect", "low", "high", "seeds", "problems"]
-NUMBERS = ["paper_baseline", "paper_value", "paper_effect", *MEASURED[2:]]
+TOGETHER = {"recovery": ("pass@1", "pass@16")}  # claims that need these not to fall
+PARTS = ("change", "low", "high")  # of each of those: columns "pass@1 change", "pass@1 low", ...
+TEXTS = ["id", "setting", "our_arm", "role", "analogue", "untested"]
+EFFECT = ["baseline", "value", "effect", "low", "high"]
+CHANGES = [f"{what} {part}" for what in TOGETHER["recovery"] for part in PARTS]
+MEASURED = [*TEXTS, *EFFECT, *CHANGES, "seeds", "problems"]
+NUMBERS = ["paper_baseline", "paper_value", "paper_effect", *MEASURED[len(TEXTS) :]]
+
+REPRODUCED, SMALLER, CONTRADICTED = DECIDED = ("reproduced", "smaller than the paper's", "contradicted")
+TOO_IMPRECISE, NOT_A_TEST, NOT_JUDGED = "too imprecise to tell", "not a test", "not judged"
 NOT_RUN = "not run at this scale"
+
+ROLE = {  # how an arm draws -> what that is to the paper
+    "sequential": "method",
+    "sesa": "method",
+    "actions": "method",
+    "iid_sketches": "control",
+    "iid_actions": "control",
+    "parallel": "baseline",
+    "warm start": "baseline",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- the paper
 
 
 def paper_claims() -> pd.DataFrame:
@@ -31,79 +54,190 @@ def paper_claims() -> pd.DataFrame:
 
 
 def open_questions() -> pd.DataFrame:
-    """What the paper leaves open, worded by us, in the columns of `paper_claims`; there is no number of the paper's.
+    """What the paper leaves open, in our words and in the columns of `paper_claims`; without a number of the paper's.
 
     Raises:
         DataError: as there.
     """
-    return pd.read_csv(io.StringIO(verified_text(OPEN))).set_index("id", drop=False).reindex(columns=paper_claims().columns)
+    asked = pd.read_csv(io.StringIO(verified_text(OPEN))).set_index("id", drop=False)
+    return asked.reindex(columns=paper_claims().columns)
 
 
 def _all() -> pd.DataFrame:
     return pd.concat([paper_claims(), open_questions().astype({c: float for c in NUMBERS[:3]})])
 
 
-def measure(claim: str, setting: str, baseline: pd.DataFrame, value: pd.DataFrame) -> dict:
-    """One measured claim: both arms' means, and the effect with its 95% interval.
+# ------------------------------------------------------------------------------------------------------------ measure
+
+
+def sampler_of(arm: str) -> str:
+    """How an arm draws: "sequential" for "sequential-10", "sequential" and "sequential+unique"."""
+    return arm.split("+")[0].split("-")[0].split(",")[0]
+
+
+def role(arm: str, trained: bool = True) -> str:
+    """What an arm is to the paper: its `method`, a `variant` of ours, a `control` (no history) or a `baseline`.
+
+    An addition of ours makes any arm a variant; a KL term does not, as RAGEN's public configuration has one. The paper
+    updates plain pi(y|x); our training conditions its update on the history or the sketch, so a trained arm is a
+    variant too. Until the paper's update is built, only sampling without training is its method.
+
+    Raises:
+        ValueError: nothing in `ROLE` draws like this.
+    """
+    if sampler_of(arm) not in ROLE:
+        raise ValueError(f"no role is known for arm {arm!r}: its name must begin with one of {', '.join(ROLE)}")
+    found = ROLE[sampler_of(arm)]
+    ours = {*arm.split("+")[1:]} - {"kl"}
+    return "variant" if ours or (trained and found == "method") else found
+
+
+def measure(
+    claim: str,
+    setting: str,
+    baseline: pd.DataFrame,
+    value: pd.DataFrame,
+    arm: str = "",
+    trained: bool = True,
+    analogue: str = "",
+    untested: str = "",
+    changes: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]] | None = None,
+) -> dict:
+    """One measured row: the means of baseline and value, and the effect with its 95% interval.
 
     Args:
-        claim: its id in one of these two tables, which also say whether the effect is a ratio (of the means) or a difference.
-        setting: what of our setting a reader must know, e.g. "T=1".
+        claim: its id in one of the two tables, which say whether the effect is a ratio (of means) or a difference.
+        setting: what a reader must know of it, e.g. "T=1"; no measured numbers, as profiles are matched by it. Measure
+            the main setting of a claim and a method first: `headline` shows only that.
         baseline, value: the two arms on the same problems, (seeds, problems), index and columns alike.
+        arm, trained: what `value` is, for `role`. Needed for a claim of the paper, unused for an open question.
+        analogue: how our task differs from the paper's; empty where it is the paper's.
+        untested: why this row cannot decide the claim (see `capped`, `nothing_learned`); empty where it can.
+        changes: for a claim in `TOGETHER`, what must not fall: (before, after), each like baseline and value.
 
     Raises:
         KeyError: there is no such claim or question.
-        ValueError: the two arms have other seeds or problems.
+        ValueError: other seeds or problems in the two arms; an arm without a role; changes that are missing.
     """
-    if not (baseline.index.equals(value.index) and baseline.columns.equals(value.columns)):
+    kind, needed, changes = _all().loc[claim, "effect_kind"], TOGETHER.get(claim, ()), changes or {}
+    if not {*needed} <= {*changes}:
+        raise ValueError(f"{claim}: give `changes` for {' and '.join(needed)}, which this claim needs as well")
+    pairs = [(baseline, value), *(changes[what] for what in needed)]
+    if not all(one.index.equals(other.index) and one.columns.equals(other.columns) for one, other in pairs):
         raise ValueError(f"{claim}: both arms must have the same seeds and problems")
-    if _all().loc[claim, "effect_kind"] == "ratio":
-        effect, low, high = bootstrap_interval(value, over=baseline)
-    else:
-        effect, low, high = bootstrap_interval(value - baseline)
-    seeds, problems = value.shape
-    means = {"baseline": baseline.to_numpy().mean(), "value": value.to_numpy().mean()}
-    return {"id": claim, "setting": setting, **means, "effect": effect, "low": low, "high": high, "seeds": seeds, "problems": problems}
+    ours = role(arm, trained) if claim in paper_claims().index else ""
+    texts = [claim, setting, arm, ours, analogue, untested]
+    row = dict.fromkeys(MEASURED, np.nan) | dict(zip(TEXTS, texts, strict=True))
+    effect = interval(value, over=baseline) if kind == "ratio" else interval(value - baseline)
+    row |= dict(zip(EFFECT, [baseline.to_numpy().mean(), value.to_numpy().mean(), *effect], strict=True))
+    for what in needed:
+        before, after = changes[what]
+        row |= dict(zip([f"{what} {part}" for part in PARTS], interval(after - before), strict=True))
+    return row | dict(zip(("seeds", "problems"), value.shape, strict=True))
 
 
-def verdict(kind: str, paper_effect: float, low: float, high: float, seeds: int) -> str:
-    """Of an effect, measured with interval (low, high), beside the paper's.
+def capped(claim: str, baseline: float, best: float) -> str:
+    """Why a setting cannot show the paper's effect: even `best`, the most that can be reached in it, is less than that
+    above the baseline's mean. Empty where the paper's effect can be reached."""
+    kind, paper = paper_claims().loc[claim, ["effect_kind", "paper_effect"]]
+    most = best / baseline if kind == "ratio" else best - baseline
+    if not most < paper:
+        return ""
+    return f"at most {_sign(kind).format(most)} can be reached here, less than the paper's {_sign(kind).format(paper)}"
 
-    reproduced: the interval excludes "no effect" on the paper's side, and reaches the paper's effect or lies beyond it. direction only:
-    it excludes "no effect", but stays below the paper's. not reproduced: it contains "no effect", or lies on the other side. not judged: fewer than 3 seeds.
 
-    Where the paper leaves a question open, its effect being nan: higher or lower, when the interval excludes "no effect"; else no difference seen.
+def nothing_learned(before: pd.DataFrame, after: pd.DataFrame) -> str:
+    """Why a task is no test: the interval of the baseline's own gain, after - before, is not above 0. Empty where it
+    is, and where there is no interval. before, after: (seeds, problems)."""
+    gain = interval(after - before)
+    return f"`parallel` itself learned nothing sure: {written(gain, '{:+.2f}')}" if gain[1] <= 0 else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ verdict
+
+
+def verdict(kind: str, paper_effect: float, low: float, high: float) -> str:
+    """The verdict on a claim of the paper, from the interval (low, high) of our effect.
+
+    Ratios are compared by their logarithms, so that no effect is 0 for both kinds, and half of x4 is x2; where the
+    paper's effect is negative, with all signs flipped. With P the paper's effect:
+
+    - reproduced: low >= P/2 and high >= P. No effect is excluded, half of P is reached, P lies inside or below.
+    - smaller than the paper's: low > 0 and high < P. It is on the paper's side, and wholly below P.
+    - contradicted: low <= 0 and high < P/2. It is on the other side, or holds no effect and stays below half of P.
+    - too imprecise to tell: all else. So a wide interval never wins.
     """
-    if seeds < MIN_SEEDS:
-        return "not judged"
-    nothing = 1.0 if kind == "ratio" else 0.0
-    if pd.isna(paper_effect):
-        return "higher" if low > nothing else "lower" if high < nothing else "no difference seen"
-    if paper_effect < nothing:  # look at it in the mirror
-        paper_effect, low, high = -paper_effect, -high, -low
-        nothing = -nothing
-    if not low > nothing:  # an interval that is no number shows nothing either
-        return "not reproduced"
-    return "reproduced" if high >= paper_effect else "direction only"
+    paper, low, high = on_scale(kind, paper_effect, low, high)
+    if paper < 0:
+        paper, low, high = -paper, -high, -low
+    if low >= paper / 2 and high >= paper:
+        return REPRODUCED
+    if low > 0 and high < paper:
+        return SMALLER
+    if low <= 0 and high < paper / 2:
+        return CONTRADICTED
+    return TOO_IMPRECISE
+
+
+def on_scale(kind: str, *effects: float) -> list[float]:
+    """Effects on the scale where no effect is 0: logarithms of ratios (NaN below 0), differences as they are."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [float(np.log(x) if kind == "ratio" else x) for x in effects]
+
+
+def judged(row: Mapping) -> tuple[str, str]:
+    """(verdict, why) of a row of the joined table.
+
+    Of an open question: higher or lower where the interval excludes no effect, else no difference seen. Of a claim:
+    by `verdict`, where the row's role is `method`, nothing makes it no test, and there is an interval from `MIN_SEEDS`
+    seeds or more. A claim in `TOGETHER` is contradicted, too, where one of the values that must not fall does: where
+    the interval of its change lies wholly below 0.
+    """
+    asked, together = pd.isna(row["paper_effect"]), TOGETHER.get(row["id"], ())
+    if pd.isna(row["seeds"]):
+        return NOT_RUN, ""
+    if not asked and row["role"] != "method":
+        return f"{row['role']}, {NOT_JUDGED}", row["untested"]
+    if not asked and row["untested"]:
+        return NOT_A_TEST, row["untested"]
+    if row["seeds"] < MIN_SEEDS:
+        return NOT_JUDGED, f"fewer than {MIN_SEEDS} seeds"
+    low, high = on_scale(row["effect_kind"], row["low"], row["high"])
+    if np.isnan([low, high, *(row[f"{what} high"] for what in together)]).any():
+        return NOT_JUDGED, "there is no interval"
+    if asked:
+        return "higher" if low > 0 else "lower" if high < 0 else "no difference seen", ""
+    if fallen := [what for what in together if row[f"{what} high"] < 0]:
+        return CONTRADICTED, f"{' and '.join(fallen)} fell"
+    return verdict(row["effect_kind"], row["paper_effect"], row["low"], row["high"]), ""
+
+
+# -------------------------------------------------------------------------------------------------------------- table
 
 
 def save_claims(notebook: str, profile: str, rows: Sequence[dict]) -> pd.DataFrame:
-    """Writes the claims that a notebook measured to `figures/<profile>/<NN>_claims.csv`; returns them as a table."""
-    table = pd.DataFrame(rows, columns=MEASURED)
+    """Writes what a notebook measured to `figures/<profile>/<NN>_claims.csv`; returns it as a table."""
+    table = pd.DataFrame([dict.fromkeys(TEXTS, "") | row for row in rows], columns=MEASURED)
     write_atomic(_folder(profile) / f"{notebook[:2]}_claims.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
 
 
 def claims_table(profile: str) -> pd.DataFrame:
-    """All claims of the paper and open questions, each beside what this profile measured (one row per setting), or `NOT_RUN`."""
-    files = sorted(_folder(profile).glob("[0-9][0-9]_claims.csv"))
-    measured = [row for p in files for row in read(p).to_dict("records")]
-    ours = pd.DataFrame(measured, columns=MEASURED)
-    table = _all().reset_index(drop=True).merge(ours, on="id", how="left")
-    table["verdict"] = [
-        NOT_RUN if pd.isna(r["seeds"]) else verdict(r["effect_kind"], r["paper_effect"], r["low"], r["high"], r["seeds"])
-        for r in table.to_dict("records")
-    ]
+    """All claims of the paper and open questions, each beside what this profile measured (one row per setting), with
+    `verdict` and `why`; `NOT_RUN` where nothing was.
+
+    Raises:
+        ValueError: a file of measured claims has other columns than `MEASURED`.
+    """
+    rows = []
+    for path in sorted(_folder(profile).glob("[0-9][0-9]_claims.csv")):
+        table = read(path)
+        if list(table) != MEASURED:
+            raise ValueError(f"{path} has other columns: write it again with `make figures PROFILE={profile}`")
+        rows += table.to_dict("records")
+    ours = pd.DataFrame(rows, columns=MEASURED)
+    table = _all().reset_index(drop=True).merge(ours, on="id", how="left").fillna(dict.fromkeys(TEXTS, ""))
+    table[["verdict", "why"]] = [judged(row) for row in table.to_dict("records")]
     return table
 
 
@@ -114,36 +248,114 @@ def save_table(profile: str) -> pd.DataFrame:
     return table
 
 
-def claims_markdown(table: pd.DataFrame) -> str:
-    """The table of `claims_table` for people, as Markdown. Of rows that are all open questions, without a column for the paper."""
-    asked = bool(len(table)) and table["paper_effect"].isna().all()
-    titles = ["question" if asked else "claim", "paper: baseline → method (effect)", "setting", "ours: baseline → method", "effect [95% interval]", "seeds"]
-    titles.append("answer" if asked else "verdict")
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """At most one row per claim of the paper and method: arms that draw as the paper does, without additions, in the
+    setting that their notebook measured first; and claims that nothing was measured for."""
+    stated = table[table["paper_effect"].notna()]
+    plain = stated[[not arm or role(arm, trained=False) == "method" for arm in stated["our_arm"]]]
+    return plain[~plain.assign(draws=plain["our_arm"].map(sampler_of)).duplicated(["id", "draws"])]
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """`effect`, `low`, `high` of each row over the paper's effect, ratios by logarithms: 0 is none, 1 the paper's."""
     rows = []
     for r in table.to_dict("records"):
-        sign = "×{:.3g}" if r["effect_kind"] == "ratio" else "{:+.2f}"
-        stated = "" if pd.isna(r["paper_value"]) else f"{r['paper_baseline']:g} → {r['paper_value']:g} "
-        paper = "left open" if pd.isna(r["paper_effect"]) else f"{stated}({sign.format(r['paper_effect'])})"
-        ours = ["", "", "", ""]
-        if r["verdict"] != NOT_RUN:
-            interval = f"{sign.format(r['effect'])} [{sign.format(r['low'])}, {sign.format(r['high'])}]"
-            ours = [r["setting"], f"{r['baseline']:.3g} → {r['value']:.3g}", interval, str(int(r["seeds"]))]
-        rows.append([f"{r['where']}{' ' if asked else ', '}{r['metric']}: {r['arm']} over {r['baseline_arm']}", paper, *ours, r["verdict"]])
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "".join("| " + " | ".join(cells[:1] + cells[1 + asked :]) + " |\n" for cells in lines)
+        paper, effect, *ends = on_scale(r["effect_kind"], r["paper_effect"], r["effect"], r["low"], r["high"])
+        rows.append([effect / paper, *sorted(end / paper for end in ends)])
+    return pd.DataFrame(rows, index=table.index, columns=["effect", "low", "high"])
+
+
+def message(shown: pd.DataFrame) -> str:
+    """What the rows of `headline` say, in one line: how many have which verdict."""
+    counts = shown["verdict"].value_counts()
+    said = "; ".join(f"{n} {name}" for name, n in counts.items())
+    return f"Of {len(shown)} rows: {said}" if {*counts.index} & {*DECIDED} else f"No claim is decided here: {said}"
+
+
+# ----------------------------------------------------------------------------------------------------------- markdown
+
+
+def claims_markdown(table: pd.DataFrame, beside: pd.DataFrame | None = None) -> str:
+    """The rows of `claims_table` as a Markdown table; of open questions alone, without a column for the paper.
+
+    beside: the table of profile `laptop`, for a column with its effect in the same setting, and whether signs agree.
+    """
+    rows, asked = table.to_dict("records"), bool(len(table)) and table["paper_effect"].isna().all()
+    if asked:
+        titles = ["question", "setting", "ours: baseline → method", "effect [95% interval]", "seeds", "answer"]
+    else:
+        titles = ["claim", "the paper", "ours", "task", "baseline → ours", "effect [95% interval]", "seeds", "verdict"]
+    lines = [titles, *((_question if asked else _claim)(r) for r in rows)]
+    if beside is not None:
+        for cells, text in zip(lines, ["laptop", *(_beside(r, beside) for r in rows)], strict=True):
+            cells.insert(-1, text)
+    lines.insert(1, ["---"] * len(titles))
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def _question(r: Mapping) -> list[str]:
+    return [f"{r['where']} {_compared(r)}", r["setting"], *_measured(r), _verdict(r)]
+
+
+def _claim(r: Mapping) -> list[str]:
+    stated = "left open"
+    if not pd.isna(r["paper_effect"]):
+        numbers = "" if pd.isna(r["paper_value"]) else f"{r['paper_baseline']:g} → {r['paper_value']:g} "
+        stated = f"{numbers}({_sign(r['effect_kind']).format(r['paper_effect'])})"
+    ours = ", ".join(filter(None, [r["our_arm"], r["setting"]]))
+    task = f"analogue: {r['analogue']}" if r["analogue"] else "the paper's" if r["our_arm"] else ""
+    return [f"{r['where']}, {_compared(r)}", stated, ours, task, *_measured(r), _verdict(r)]
+
+
+def _compared(r: Mapping) -> str:
+    return f"{r['metric']}: {r['arm']} over {r['baseline_arm']}"
+
+
+def _measured(r: Mapping) -> list[str]:
+    """Cells: means, effects, seeds."""
+    if pd.isna(r["seeds"]):
+        return ["", "", ""]
+    effects = [written([r["effect"], r["low"], r["high"]], _sign(r["effect_kind"]))]
+    for what in TOGETHER.get(r["id"], ()):
+        effects.append(f"{what} {written([r[f'{what} {part}'] for part in PARTS], '{:+.2f}')}")
+    return [f"{r['baseline']:.3g} → {r['value']:.3g}", "; ".join(effects), f"{r['seeds']:.0f}"]
+
+
+def _verdict(r: Mapping) -> str:
+    return f"{r['verdict']}: {r['why']}" if r["why"] else r["verdict"]
+
+
+def _beside(r: Mapping, other: pd.DataFrame) -> str:
+    """What another profile found in the same setting of the same claim and arm."""
+    same = np.logical_and.reduce([other[key] == r[key] for key in ("id", "our_arm", "setting")])
+    found = other.loc[same & other["effect"].notna(), "effect"]
+    if found.empty:
+        return ""
+    ours, theirs = np.sign(on_scale(r["effect_kind"], r["effect"], found.iloc[0]))
+    return f"{_sign(r['effect_kind']).format(found.iloc[0])}, {'same' if ours == theirs else 'opposite'} sign"
+
+
+def _sign(kind: str) -> str:
+    return "×{:.3g}" if kind == "ratio" else "{:+.2f}"
+
+
+# ------------------------------------------------------------------------------------------------------------- README
 
 
 def with_section(text: str, name: str, content: str) -> str:
-    """`text` with what stands between the two marks of this name replaced by `content`, which ends with a line's end."""
+    """`text` with what stands between the two marks of this name replaced by `content`, which ends with a line end."""
     begin, end = f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->"
     head, rest = text.split(begin)
     return head + begin + "\n" + content + end + rest.split(end)[1]
 
 
 def with_claims(text: str, laptop: pd.DataFrame, study: pd.DataFrame) -> str:
-    """`text` with its section of claims replaced by the paper's that the first table judges, and that of open questions by the second's."""
-    text = with_section(text, "claims", claims_markdown(laptop[laptop["paper_effect"].notna() & laptop["seeds"].ge(MIN_SEEDS)]))
-    return with_section(text, "open questions", claims_markdown(study[study["paper_effect"].isna()]))
+    """`text` with its two sections replaced by the study's results: the `headline` of the paper's claims with laptop's
+    effects beside them, and the open questions with a note on how many they are."""
+    text = with_section(text, "claims", claims_markdown(headline(study), laptop))
+    asked = study[study["paper_effect"].isna()]
+    note = chance_note(int(asked["low"].count()))
+    return with_section(text, "open questions", f"{claims_markdown(asked)}\n{note}\n")
 
 
 def read(path: Path) -> pd.DataFrame:
