@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sesa import figures, sampling
@@ -33,7 +34,7 @@ from sesa.models import tiny_lm, word_tokenizer
 from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask
-from sesa.timing import in_turns, median_ratio
+from sesa.timing import in_turns, mean_ratio
 from sesa.training import train
 
 ARMS = ["parallel", "sequential", "sesa"]
@@ -69,9 +70,9 @@ class GenerateEngine:
 
 
 def compared(what, size, seconds, ours, peer, work=None, unit="s"):
-    """Medians of both (with `work`: work per second), and that of peer / ours, its 95% interval bootstrapped over `seconds`' rows."""
-    ratio, low, high = median_ratio(seconds[peer], seconds[ours])
-    row = {"what": what, "size": size, "ours": seconds[ours].median(), "peer": seconds[peer].median()}
+    """Geometric means of both (with `work`: work per second) and their ratio, peer / ours, with its 95% interval over `seconds`' rows."""
+    ratio, low, high = mean_ratio(seconds[peer], seconds[ours])
+    row = {"what": what, "size": size, "ours": stats.gmean(seconds[ours]), "peer": stats.gmean(seconds[peer])}
     if work:
         row |= {"ours": work / row["ours"], "peer": work / row["peer"]}
     return row | {"unit": "tokens/s" if work else unit, "times as fast": ratio, "low": low, "high": high}
@@ -186,7 +187,7 @@ def draw(table, profile):
         axes.plot([r.low, r.high], [y, y], color=colour)
         axes.plot(r.ratio, y, "o", color=colour)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="peer / ours: times as fast, or as small (median, 95% interval)", yticks=range(len(table)), yticklabels=names)
+    axes.set(xscale="log", xlabel="peer / ours: times as fast, or as small (geometric mean, 95% interval)", yticks=range(len(table)), yticklabels=names)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.invert_yaxis()

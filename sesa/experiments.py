@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.arms import Training
 from sesa.engines.local import LocalEngine
-from sesa.metrics import bootstrap_interval, distinct_fraction, pass_at_k, sample_entropy
+from sesa.intervals import chance_note, holm, interval, p_value, written
+from sesa.metrics import distinct_fraction, pass_at_k, sample_entropy
 from sesa.models import TinyConfig, WarmStart, tiny_lm
 from sesa.pretrained import Pretrained, taught
 from sesa.runs import derive_seed, home
@@ -154,25 +156,43 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "arm") -> pd.
     """
     rows = {}
     for arm, part in table.groupby(by, sort=False):
-        values = {c: bootstrap_interval(part.pivot(index="seed", columns="problem", values=c)) for c in columns}
+        values = {c: interval(part.pivot(index="seed", columns="problem", values=c)) for c in columns}
         rows[arm] = {(c, end): v for c, triple in values.items() for end, v in zip(("mean", "low", "high"), triple, strict=True)}
     return pd.DataFrame(rows).T
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A `summary` as text: 0.25 [0.20, 0.31]; nothing where it is nan."""
-    texts = {c: ["" if np.isnan(m) else f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in table[c].to_numpy()] for c in dict(table.columns)}
-    return pd.DataFrame(texts, table.index)
+    """A `summary` as text: 0.25 [0.20, 0.31]; 0.25 (no interval) with one seed; nothing where it is nan."""
+    return pd.DataFrame({c: [written(triple) for triple in table[c].to_numpy()] for c in dict(table.columns)}, table.index)
 
 
 def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], columns: Sequence[str]) -> pd.DataFrame:
-    """Each question (text, arm, over) as differences of the columns between two arms on the same seeds and problems, with intervals."""
-    rows, there = [], dict(tuple(table.groupby("arm")))
-    for question, a, b in questions:
-        if a in there and b in there:
-            row = {"question": question, "arm": a, "over": b}
-            for column in columns:
-                ours, theirs = (there[arm].pivot(index="seed", columns="problem", values=column) for arm in (a, b))
-                row[column] = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bootstrap_interval(ours - theirs))
-            rows.append(row)
+    """Each question (text, arm, over) as differences of the columns between two arms on the same seeds and problems, as text with intervals.
+
+    A star: the difference also holds as the find of a search through the whole table (p < 0.05 after Holm's adjustment for all of it).
+    """
+    there = dict(tuple(table.groupby("arm")))
+    asked = [question for question in questions if {*question[1:]} <= {*there}]
+    gaps = [
+        there[a].pivot(index="seed", columns="problem", values=column) - there[b].pivot(index="seed", columns="problem", values=column)
+        for _, a, b in asked for column in columns
+    ]  # fmt: skip
+    texts = starred(gaps)
+    rows = [[*question, *texts[i * len(columns) : (i + 1) * len(columns)]] for i, question in enumerate(asked)]
     return pd.DataFrame(rows, columns=["question", "arm", "over", *columns])
+
+
+def starred(gaps: Sequence[pd.DataFrame]) -> list[str]:
+    """Mean differences as text, +0.21 [+0.10, +0.32] *, from tables (seeds, problems). The star is that of `differences`, among all these."""
+    held = holm([p_value(gap) for gap in gaps]) < 0.05
+    return [written(interval(gap), "{:+.2f}") + " *" * bool(star) for gap, star in zip(gaps, held, strict=True)]
+
+
+def noted(table: pd.DataFrame, among: str = "this table") -> Styler:
+    """A table of such texts, with a caption for people who look for the best: how many intervals miss by chance, and what a star means."""
+    cells = [cell for cell in table.to_numpy().ravel() if isinstance(cell, str)]
+    shown = sum(" [" in cell for cell in cells)
+    if not shown:
+        return table.style.set_caption("One seed: no intervals." if any("(no interval)" in cell for cell in cells) else "")
+    star = "A star: it also excludes 0" if any(cell.endswith("] *") for cell in cells) else "None of them excludes 0"
+    return table.style.set_caption(f"{chance_note(shown)} {star} after Holm's adjustment for a search through {among}.")

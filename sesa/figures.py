@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sesa.metrics import bootstrap_interval
+from sesa.intervals import interval
 from sesa.runs import home, origin, write_atomic
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -47,16 +47,20 @@ def use_style() -> None:
 def save_figure(figure: Figure, name: str, profile: str, data: pd.DataFrame, **parameters: Any) -> None:
     """Writes `figures/<profile>/<name>` as .png, .svg, .csv (the data plotted) and .json (profile, parameters, commit, versions, machine).
 
-    The profile is written on the figure's face, as a claim at small scale must be called one. Returns nothing, so that as a cell's last
-    line it leaves the figure to be shown once.
+    The profile is written on the figure's face, as a claim at small scale must be called one; and that one seed gives no intervals (by `seeds`
+    among the parameters, else by the column `seed` of the data). Returns nothing, so that as a cell's last line it leaves the figure to be
+    shown once.
 
     Raises:
         OSError: a file could not be written; no file is left half-written.
     """
-    seeds = parameters.get("seeds")
-    count = f" · {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
-    if profile != "paper":
-        figure.supxlabel(f"profile: {profile}{count} · small scale, not the paper's setting", fontsize=7, color=GREY, x=0.99, ha="right")
+    seeds = parameters.get("seeds") or list(data["seed"].unique() if "seed" in data else [])
+    count = [f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"] if seeds else []
+    said = [] if profile == "paper" else [f"profile: {profile}", *count, "small scale, not the paper's setting"]
+    if len(seeds) == 1:
+        said.append("one seed: no intervals")
+    if said:
+        figure.supxlabel(" · ".join(said), fontsize=7, color=GREY, x=0.99, ha="right")
     folder = home() / "figures" / profile
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
@@ -75,9 +79,9 @@ def look(arm: str) -> dict[str, str]:
 
 
 def over_seeds(table: pd.DataFrame, column: str, x: str = "step") -> pd.DataFrame:
-    """For every x the mean of `column` over seeds and its 95% bootstrap interval (a rough one, with few): mean, low, high, x. Nan where
-    a seed is nan."""
-    rows = {at: bootstrap_interval(part[[column]].to_numpy()) for at, part in table.groupby(x)}
+    """For every x the mean of `column` over seeds and its 95% interval (t, over seeds): mean, low, high, x. Nan where a seed is
+    nan; no interval with one seed."""
+    rows = {at: interval(part[[column]].to_numpy()) for at, part in table.groupby(x)}
     return pd.DataFrame(rows.values(), columns=["mean", "low", "high"]).assign(**{x: list(rows)})
 
 
@@ -103,7 +107,7 @@ def draw_pass_at_k(table: pd.DataFrame, arms: Sequence[str], ax: plt.Axes | None
     for arm in arms:
         part = table[table["arm"] == arm]
         rows = {
-            int(column[5:]): bootstrap_interval(part.pivot(index="seed", columns="problem", values=column))
+            int(column[5:]): interval(part.pivot(index="seed", columns="problem", values=column))
             for column in part
             if column.startswith("pass@")
         }

@@ -11,7 +11,10 @@ import torch
 from sesa import experiments
 from sesa.arms import Training
 from sesa.engines import Completion
-from sesa.experiments import answers, as_drawn, differences, independent, probes, rate_scores, readable, scores, strategies, summary, trained
+from sesa.experiments import (
+    answers, as_drawn, differences, independent, noted, probes, rate_scores, readable, scores, starred, strategies, summary, trained,
+)  # fmt: skip
+from sesa.intervals import interval, p_value
 from sesa.sampling import Group, Rollout, iid_sketches, parallel
 from sesa.tasks import Grade
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
@@ -72,7 +75,7 @@ def test_groups_as_drawn_by_hand():
     assert table.loc[0].to_dict() == {"problem": 0, "any": 1, "right": 0.5, "distinct": 0.75, "distinct sketches": 0.5, "follows": 0.75}
     assert table.loc[1, ["any", "right", "distinct"]].tolist() == [0, 0, 1] and table.loc[1, ["distinct sketches", "follows"]].isna().all()
     every = table.assign(arm=["a", "b"], seed=0, problem=0)
-    assert readable(summary(every, ["right", "follows"])).loc["b"].tolist() == ["0.00 [0.00, 0.00]", ""]
+    assert readable(summary(every, ["right", "follows"])).loc["b"].tolist() == ["0.00 (no interval)", ""]  # one seed
     assert list(differences(every, [], ["right"])) == ["question", "arm", "over", "right"]
 
 
@@ -123,7 +126,30 @@ def test_summary_and_differences():
     assert seen.loc["b", ("pass@1", "low")] < 0.6 < seen.loc["b", ("pass@1", "high")]
     assert readable(seen).loc["a", "pass@1"].startswith("0.30 [0.")
     (row,) = differences(table, [("b over a?", "b", "a"), ("no such arm", "c", "a")], ["pass@1"]).to_dict("records")
-    assert row == {"question": "b over a?", "arm": "b", "over": "a", "pass@1": "+0.30 [+0.30, +0.30]"}
+    assert row == {"question": "b over a?", "arm": "b", "over": "a", "pass@1": "+0.30 [+0.30, +0.30] *"}
+    one = table[table["seed"] == 0]
+    assert differences(one, [("b over a?", "b", "a")], ["pass@1"])["pass@1"].tolist() == ["+0.30 (no interval)"]
+    assert readable(summary(one, ["pass@1"]))["pass@1"].tolist() == ["0.30 (no interval)", "0.60 (no interval)"]
+    assert summary(table, ["pass@1"]).loc["a", "pass@1"].tolist() == pytest.approx(interval([[0.1, 0.2, 0.3, 0.4, 0.5]] * 3))
+
+
+def test_a_star_stands_a_search_through_the_whole_table():
+    """Twenty questions about noise, p of the last about 0.02: it excludes 0 alone, and has no star among twenty."""
+    rng = np.random.default_rng(0)
+    gaps = [pd.DataFrame(rng.normal(size=(4, 6))) for _ in range(19)]
+    gaps.append(pd.DataFrame(np.array([[0.2], [0.5], [0.35], [0.6]])))
+    assert 0.002 < p_value(gaps[-1]) < 0.03
+    assert starred(gaps[-1:]) == ["+0.41 [+0.13, +0.69] *"] and starred(gaps)[-1] == "+0.41 [+0.13, +0.69]"
+    gaps.append(pd.DataFrame(np.ones((4, 6))))
+    assert starred(gaps)[-1] == "+1.00 [+1.00, +1.00] *"
+
+
+def test_a_table_says_what_its_many_intervals_mean():
+    texts = pd.DataFrame({"question": ["a?", "b?"], "x": ["+0.1 [+0.0, +0.2] *", "+0.1 [-0.1, +0.3]"], "y": ["", "+0.1 [-0.1, +0.3]"]})
+    caption = noted(texts).caption
+    assert "Of these 3 intervals at 95%" in caption and "A star: it also excludes 0" in caption and "through this table" in caption
+    assert "None of them excludes 0" in noted(texts.iloc[1:], "its task").caption and "its task" in noted(texts, "its task").caption
+    assert noted(pd.DataFrame({"x": ["+0.1 (no interval)"]})).caption == "One seed: no intervals." and noted(pd.DataFrame({"x": [1.0]})).caption == ""
 
 
 def test_how_an_arm_is_asked():

@@ -14,6 +14,7 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
+from scipy import stats  # noqa: E402
 
 from sesa import figures  # noqa: E402
 from sesa.arms import AGENTS, ONE_TURN  # noqa: E402
@@ -86,6 +87,37 @@ def test_the_scale_stands_on_the_face_of_the_figure(folder, profile, said):
     svg = (folder / profile / "x.svg").read_text(encoding="utf-8")
     assert (f"profile: {profile}" in svg and "not the paper's setting" in svg.replace("&#39;", "'")) is said
     assert ("profile" in svg) is said
+
+
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
+@pytest.mark.parametrize(("seeds", "data", "said"), [
+    ([0], DATA, True), ([0, 1], DATA, False), (None, DATA, False),
+    (None, DATA.assign(seed=3), True), (None, DATA.assign(seed=[3, 4, 4]), False), ([0, 1], DATA.assign(seed=3), False),
+])  # fmt: skip
+def test_a_figure_of_one_seed_says_that_it_has_no_intervals(folder, profile, seeds, data, said):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figures.save_figure(drawn(), "x", profile, data, **({} if seeds is None else {"seeds": seeds}))
+    assert ("one seed: no intervals" in (folder / profile / "x.svg").read_text(encoding="utf-8")) is said
+
+
+@pytest.mark.filterwarnings("error")
+def test_with_one_seed_no_interval_is_drawn(folder):
+    table = pd.DataFrame([{"arm": "sesa", "seed": 0, "problem": p, "step": s, "pass@1": p / 2, "pass@2": 1.0} for p in (0, 1) for s in (0, 10)])
+    curve = figures.over_seeds(table[table["problem"] == 1], "pass@1")
+    assert curve["mean"].tolist() == [0.5, 0.5] and curve[["low", "high"]].isna().all(axis=None)
+    figure = figures.draw_pass_at_k(table[table["step"] == 0], ["sesa"])
+    figures.save_figure(figure, "x", "smoke", table)
+    (band,) = figure.axes[0].collections
+    assert not any(path.vertices.size for path in band.get_paths()) and len(figure.axes[0].lines) == 1
+    columns = pd.MultiIndex.from_product([["pass@1"], ["mean", "low", "high"]])
+    figure = figures.forest(pd.DataFrame([[0.5, float("nan"), float("nan")]], ["sesa"], columns), ["pass@1"], ["right"])
+    figures.save_figure(figure, "y", "smoke", table)
+
+
+def test_curves_have_the_t_interval_over_seeds(folder):
+    table = pd.DataFrame({"seed": [0, 1, 2], "step": 0, "pass@1": [0.1, 0.2, 0.6]})
+    curve = figures.over_seeds(table, "pass@1")
+    assert curve.loc[0, ["low", "high"]].tolist() == pytest.approx(list(stats.ttest_1samp([0.1, 0.2, 0.6], 0).confidence_interval()))
 
 
 def test_style_is_readable_by_the_colour_blind_and_one_colour_an_arm():

@@ -111,10 +111,10 @@ def test_within_problems_can_have_another_sign_than_across():
 
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_the_interval_of_a_correlation_covers(seeds):
-    """Of 300 tables each, an error of 1.3%: within problems, where the slope differs by problem and seed; across problems, where problems are
-    the same for every seed. Not below 91%."""
+    """Within problems, where the slope differs by problem and seed; across problems, which are the same for every seed. 95% of 600 tables, with
+    an error of 0.9."""
     rng, within, across, truth = np.random.default_rng(seeds), 0, 0, 0.4 / np.sqrt(0.4**2 + 0.4**2 + 0.2**2 + 1)
-    for _ in range(300):
+    for _ in range(600):
         x = rng.normal(size=(seeds, 32, 8))
         slope = 0.4 + 0.4 * rng.normal(size=(1, 32, 1)) + 0.2 * rng.normal(size=(seeds, 1, 1))
         _, low, high = correlation(x, slope * x + rng.normal(size=x.shape))
@@ -122,7 +122,7 @@ def test_the_interval_of_a_correlation_covers(seeds):
         x, y = rng.normal(size=(2, 1, 32))
         _, low, high = correlation(x + 0.5 * rng.normal(size=(seeds, 32)), 0.5 * x + np.sqrt(0.75) * y + 0.5 * rng.normal(size=(seeds, 32)))
         across += low <= 0.5 / 1.25 <= high
-    assert 91 <= 100 * within / 300 <= 99 and 91 <= 100 * across / 300 <= 99
+    assert abs(100 * within / 600 - 95) < 3 and abs(100 * across / 600 - 95) < 3
 
 
 def test_an_interval_of_nothing_holds_nothing():
