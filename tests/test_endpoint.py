@@ -9,11 +9,16 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tenacity import wait_none
 
-from sesa.engines import Completion
+from sesa.engines import Completion, endpoint, protocol
 from sesa.engines.endpoint import EndpointEngine, EndpointError
 from sesa.pretrained import opened
 from sesa.runs import DataError
@@ -23,6 +28,7 @@ from sesa.tasks.paths import PathConfig, PathTask
 from sesa.tasks.places import PlacesConfig, PlacesTask
 from tests.conftest import ROOT, python
 
+CASES = ROOT / "tests" / "cases"
 MODEL = "SmolLM2-135M-Instruct"
 COUNTING = "One, two, three,"
 COUNT = dict(stop="\n", max_tokens=6)
@@ -142,8 +148,19 @@ def test_a_model_that_the_server_does_not_have(server, tmp_path):
 
 
 def test_a_prompt_longer_than_the_context(engine):
+    long = "a b " * 400
     with pytest.raises(EndpointError, match="exceeds the available context size"):
-        engine.generate(["a b " * 400], seeds=[1], **COUNT)
+        engine.generate([long], seeds=[1], **COUNT)
+    with pytest.warns(RuntimeWarning, match="1 of 2 .*exceeds the available context size"):
+        texts = engine.generate([long, COUNTING], seeds=[1, 2], **COUNT)
+    assert texts[0] == Completion("", False) and texts[1].text
+
+
+def test_a_models_name_in_short(server, tmp_path):
+    """As llama.cpp lists it, in another case, and as the file that is served."""
+    for name in (MODEL.lower(), f"models/{MODEL}.Q4_1.gguf"):
+        (text,) = EndpointEngine(server, name, cache=tmp_path / name).generate([COUNTING], seeds=[1], **COUNT)
+        assert text.text
 
 
 def test_what_cannot_be_served(server, tmp_path):
@@ -177,7 +194,8 @@ class Stub:
 
             def do_GET(self):
                 stub.keys.add(self.headers["Authorization"])
-                self.reply(200, {}, json.dumps({"data": [{"id": m} for m in stub.models]}))
+                models = [m if isinstance(m, dict) else {"id": m} for m in stub.models]
+                self.reply(200, {}, json.dumps({"data": models}))
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -248,11 +266,132 @@ def test_a_chat_is_one_message_of_a_user(tmp_path):
         ("one", "length", Completion("one", False)),
         ("one", "content_filter", Completion("one", False)),
         ("\ud800", "stop", Completion("?", True)),
+        ("one\ntwo", "abort", Completion("one", True)),  # all that was wanted had come
+        *(("one", reason, Completion("one", True)) for reason in ("STOP", "eos", "eos_token", "end_turn", "stop_sequence", "COMPLETE")),
+        *(("one", reason, Completion("one", False)) for reason in ("max_tokens", "MAX_TOKENS", "model_length", "content-filter", "SAFETY", "refusal")),
     ],
 )
 def test_where_a_text_ends(tmp_path, text, reason, completion):
     with Stub(lambda _: {"text": text, "finish_reason": reason}) as stub:
         assert ask(stub.base_url, tmp_path)[0] == [completion]
+        assert ask(stub.base_url, tmp_path)[0] == [completion] and len(stub.bodies) == 1  # kept
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Where the server does not say how long to wait."""
+    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
+
+
+def sent(body):
+    return (200, {}, body if isinstance(body, str) else json.dumps(body))
+
+
+def chosen(text, reason, **more):
+    return {"choices": [{"text": text, "finish_reason": reason, **more}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+WHOLE = chosen("whole", "stop")
+WHOLE_CHAT = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "whole"}}]}
+
+
+@pytest.mark.parametrize("case", json.loads((CASES / "05_endpoint_bodies.json").read_text()), ids=lambda case: case["want"][:20])
+def test_bodies_that_are_no_finished_answer(tmp_path, at_once, case):
+    """The first body, and then the next as often as is asked; beside a prompt that is answered at once."""
+    first = iter([case["first"]])
+
+    def answer(body):
+        return sent(next(first, case["then"]) if body["messages"][0]["content"] == "p" else {**case["then"], **WHOLE_CHAT})
+
+    with Stub(answer) as stub:
+        if case["then"]["choices"]:
+            texts, _ = ask(stub.base_url, tmp_path, ["p"], api="chat")
+            assert texts == [Completion("whole", True)] and len(stub.bodies) == 2
+        else:
+            with pytest.warns(RuntimeWarning, match="1 of 2 requests to .* got no finished answer"):
+                texts, _ = ask(stub.base_url, tmp_path, ["p", "q"], api="chat", retries=1)
+            assert texts == [Completion("", False), Completion("whole", True)] and len(stub.bodies) == 3
+            with pytest.warns(RuntimeWarning):
+                ask(stub.base_url, tmp_path, ["p", "q"], api="chat", retries=0)
+            assert len(stub.bodies) == 4  # what came is kept, and only the other is asked again
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        *((chosen("half", reason), "half") for reason in ("abort", "insufficient_system_resource", "error", "network_error", "news", "", None, 5)),
+        ({**WHOLE, "choices": [{"text": "half"}]}, "half"),
+        (chosen("half", "stop", error={"code": 502, "message": "lost"}), "half"),
+        (chosen(None, "error"), ""),
+        ({"choices": [{"finish_reason": "error", "message": None}]}, ""),
+        ({"choices": []}, ""),
+        ({"choices": None}, ""),
+    ],
+)
+def test_an_unfinished_answer_is_asked_for_again_and_never_kept(tmp_path, at_once, body, text):
+    with Stub(lambda _: sent(body)) as stub:
+        with pytest.warns(RuntimeWarning, match="no finished answer .*finish_reason"):
+            texts, engine = ask(stub.base_url, tmp_path, retries=2)
+        assert texts == [Completion(text, False)] and engine.usage.requests == 3
+        stub.answer = lambda _: sent(WHOLE)
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("whole", True)]
+        stub.answer = lambda _: sent(body)
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("whole", True)] and len(stub.bodies) == 4
+
+
+def test_an_unfinished_answer_that_an_earlier_version_kept_is_asked_for_again(tmp_path):
+    with Stub(echo) as stub:
+        ask(stub.base_url, tmp_path)
+        with sqlite3.connect(tmp_path / "requests.sqlite") as db:
+            db.execute("UPDATE answers SET answer = replace(answer, '\"stop\"', '\"abort\"')")
+        db.close()
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("p!", True)] and len(stub.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"error": {"code": 503, "message": "no"}},
+        {"error": {"code": "529", "message": "no"}},
+        {"error": {"status": 500}},
+        {"error": {"code": 8, "status": "RESOURCE_EXHAUSTED", "message": "no"}},
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        {"error": {"type": "invalid_response_from_upstream"}, "choices": []},
+        {"error": "Rate limit reached"},
+        {"error": "something else"},
+        {"error": True, "message": "The server is busy"},
+        {"errors": [{"code": 429, "message": "no"}]},
+        {"object": "error", "message": "no", "code": 502},
+        {"status": 504, "message": "no"},
+        {"detail": "timed out"},
+        {**WHOLE, "error": {"code": 429}},
+    ],
+)
+def test_an_error_inside_a_200_that_passes_is_asked_again(tmp_path, at_once, error):
+    bodies = iter([error, WHOLE])
+    with Stub(lambda _: sent(next(bodies))) as stub:
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("whole", True)]
+        stub.answer = lambda _: sent(error)
+        with pytest.raises(EndpointError, match="refused the request"):
+            ask(stub.base_url, tmp_path, ["q"], retries=1)
+        assert len(stub.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ({"error": {"code": 401, "message": "no"}}, "wants another key"),
+        ({"error": {"type": "authentication_error", "message": "no"}}, "wants another key"),
+        ({"error": {"code": 404, "message": "no"}}, "does not exist"),
+        ({"error": {"code": "402", "message": "no"}}, "refused the request .402"),
+        ({"error": {"code": "context_length_exceeded", "message": "no"}}, "refused the request .400"),
+    ],
+)
+def test_an_error_inside_a_200_that_stays_is_raised_at_once(tmp_path, error, said):
+    with Stub(lambda _: sent(error)) as stub:
+        with pytest.raises(EndpointError, match=said):
+            ask(stub.base_url, tmp_path)
+        assert len(stub.bodies) == 1
 
 
 def test_answers_come_in_order_and_the_key_only_from_the_environment(tmp_path, monkeypatch):
@@ -305,17 +444,117 @@ def test_killed_in_the_middle_a_batch_goes_on(tmp_path):
     assert (engine.usage.cached, engine.usage.requests) == (10, 20)
 
 
-def test_an_error_ends_the_batch_and_loses_no_answer(tmp_path):
+@pytest.mark.parametrize("status", [401, 403, 404, 402])
+def test_an_error_of_all_ends_the_batch_and_loses_no_answer(tmp_path, status):
     def third_fails(body):
-        return (400, {}, '{"error": "too long"}') if body["seed"] == 2 else echo(body)
+        return (status, {}, '{"error": "no"}') if body["seed"] == 2 else echo(body)
 
     with Stub(third_fails) as stub:
-        with pytest.raises(EndpointError, match="refused the request .400.*too long"):
+        with pytest.raises(EndpointError, match=f"{status}.*no"):
             ask(stub.base_url, tmp_path, [f"p{i}" for i in range(50)], concurrency=1)
         assert 3 <= len(stub.bodies) < 50
         sent, stub.answer = len(stub.bodies), echo
         _, engine = ask(stub.base_url, tmp_path, [f"p{i}" for i in range(50)])
     assert engine.usage.cached == sent - 1
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, '{"error": {"code": 400, "message": "the prompt exceeds the available context size"}}'),
+        (400, '{"error": {"code": "content_filter", "message": "the prompt triggers the content management policy"}}'),
+        (403, '{"error": {"code": 403, "message": "your input was flagged"}}'),
+        (413, "too large"), (422, '{"detail": "too many tokens"}'),
+        (200, '{"object": "error", "message": "maximum context length is 512 tokens", "code": 400}'),
+    ],
+)  # fmt: skip
+def test_a_refusal_of_one_prompt_leaves_the_others_and_one_of_all_is_raised(tmp_path, refusal):
+    status, text = refusal
+
+    def third_fails(body):
+        return (status, {}, text) if body["seed"] == 2 else echo(body)
+
+    prompts = [f"p{i}" for i in range(6)]
+    want = [Completion("" if i == 2 else f"p{i}!", i != 2) for i in range(6)]
+    with Stub(third_fails) as stub:
+        for again in range(2):  # and a rerun does not stop there, though it asks for this one alone
+            with pytest.warns(RuntimeWarning, match=f"of {1 if again else 6} requests .*refused the request"):
+                assert ask(stub.base_url, tmp_path, prompts)[0] == want
+        assert len(stub.bodies) == 7
+        stub.answer = echo
+        assert ask(stub.base_url, tmp_path, prompts)[0][2] == Completion("p2!", True)
+        stub.answer = lambda _: (status, {}, text)
+        with pytest.raises(EndpointError, match="refused the request"):
+            ask(stub.base_url, tmp_path, ["q", "r"])
+
+
+SERVERS = json.loads((CASES / "06_endpoint_servers.json").read_text())
+
+
+@pytest.mark.parametrize("case", [case for case in SERVERS if "models" in case])
+def test_a_name_without_its_tag(tmp_path, case):
+    with Stub(echo, models=case["models"]) as stub:
+        (text,) = EndpointEngine(stub.base_url, case["model"], cache=tmp_path).generate(["p"], seeds=[0], **COUNT)
+    assert text == Completion("p!", True)
+
+
+@pytest.mark.parametrize(
+    ("model", "listed", "meant"),
+    [
+        ("phi4", ["phi4:14b", "phi4:latest"], "phi4:latest"),
+        ("phi4:latest", ["phi4"], "phi4"),
+        ("gemini-2.5-flash", ["models/gemini-2.5-flash"], "models/gemini-2.5-flash"),
+        ("models/gemini-2.5-flash", ["gemini-2.5-flash"], "gemini-2.5-flash"),
+        ("qwen2.5-7b-instruct", ["Qwen/Qwen2.5-7B-Instruct"], "Qwen/Qwen2.5-7B-Instruct"),
+        ("Qwen/Qwen2.5-7B-Instruct", ["/data/hub/Qwen/Qwen2.5-7B-Instruct"], "/data/hub/Qwen/Qwen2.5-7B-Instruct"),
+        ("SmolLM2-135M-Instruct", ["C:\\models\\SmolLM2-135M-Instruct.Q4_1.gguf"], "C:\\models\\SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("big", ["big-Q4_K_M-00001-of-00002.gguf"], "big-Q4_K_M-00001-of-00002.gguf"),
+        ("Qwen/Qwen3-8B", [{"id": "mine", "root": "Qwen/Qwen3-8B"}], "mine"),
+        ("other", [{"id": "mine", "aliases": ["other"]}], "mine"),
+        ("m", ["m", "M"], "m"),
+    ],
+)
+def test_a_models_name_as_the_server_lists_it_is_sent(tmp_path, model, listed, meant):
+    with Stub(echo, models=listed) as stub:
+        EndpointEngine(stub.base_url, model, cache=tmp_path).generate(["p"], seeds=[0], **COUNT)
+    assert [body["model"] for _, body in stub.bodies] == [meant]
+
+
+@pytest.mark.parametrize(
+    ("model", "listed"),
+    [
+        ("phi4", ["phi4:14b"]),
+        ("phi4:14b", ["phi4:latest"]),
+        ("phi", ["phi4", "phi-4"]),
+        ("m", ["one/m", "other/m"]),  # which?
+        ("one/m", ["other/m"]),
+        ("m.Q8_0.gguf", ["m.Q4_0.gguf"]),
+        ("gpt-4", ["gpt-4o"]),
+    ],
+)
+def test_another_models_name_is_refused(tmp_path, model, listed):
+    with Stub(echo, models=listed) as stub:
+        with pytest.raises(EndpointError, match=f"has no model '{model}'; it has {listed[0]}"):
+            EndpointEngine(stub.base_url, model, cache=tmp_path).generate(["p"], seeds=[0], **COUNT)
+        assert stub.bodies == []
+
+
+@pytest.mark.parametrize("case", [case for case in SERVERS if "refuses" in case])
+def test_a_parameter_that_a_server_does_not_take_can_be_left_out(tmp_path, case):
+    def picky(body):
+        if case["refuses"] not in body:
+            return echo(body)
+        text = f"Unsupported parameter: '{case['refuses']}' is not supported with this model. Use '{case['wants']}' instead."
+        return (400, {}, json.dumps({"error": {"message": text, "code": "unsupported_parameter"}}))
+
+    with Stub(picky) as stub:
+        with pytest.raises(EndpointError, match="give the engine extra={'max_tokens': None, 'max_completion_tokens': 5}"):
+            ask(stub.base_url, tmp_path)
+        extra = {case["refuses"]: None, **case["extra"]}
+        assert ask(stub.base_url, tmp_path, extra=extra)[0] == [Completion("p!", True)]
+        assert case["refuses"] not in stub.bodies[-1][1] and stub.bodies[-1][1][case["wants"]] == case["extra"][case["wants"]]
+        ask(stub.base_url, tmp_path, ["q"], extra=dict.fromkeys(("max_tokens", "temperature", "top_p", "stop", "seed")))
+        assert stub.bodies[-1][1] == {"model": "m", "prompt": "q"}
 
 
 def test_a_busy_server_is_asked_again(tmp_path):
@@ -327,6 +566,52 @@ def test_a_busy_server_is_asked_again(tmp_path):
         with pytest.raises(EndpointError, match="503.*still loading"):
             ask(stub.base_url, tmp_path, ["q"], retries=1)
         assert len(stub.bodies) == 5
+
+
+@pytest.mark.parametrize("case", [case for case in SERVERS if "status" in case])
+def test_a_server_that_is_busy_for_once(tmp_path, case):
+    headers = {"Retry-After": case["retry_after"]} if "retry_after" in case else {}
+    busy, times = iter([(case["status"], headers, "later")] * case["times"]), []
+    with Stub(lambda body: times.append(time.monotonic()) or next(busy, None) or echo(body)) as stub:
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("p!", True)]
+    assert len(times) == case["times"] + 1 and times[1] - times[0] >= float(case.get("retry_after", 0))
+
+
+@pytest.mark.parametrize("status", [408, 409, 424, 425, 429, 500, 502, 503, 504, *range(520, 530)])
+def test_a_status_that_passes(tmp_path, at_once, status):
+    busy = iter([(status, {}, "")])
+    with Stub(lambda body: next(busy, None) or echo(body)) as stub:
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("p!", True)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"Retry-After": "0.3"}, 0.3, 2),
+        ({"retry-after-ms": "300", "Retry-After": "60"}, 0.3, 2),
+        ({"Retry-After": lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)}, 0.9, 4),  # whole seconds
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0, 1),
+        ({"Retry-After": "-5"}, 0, 1),
+        ({"Retry-After": "soon"}, 1, 4),  # as if it had said nothing
+        ({"Retry-After": "nan"}, 1, 4),
+    ],
+)
+def test_how_long_to_wait(tmp_path, headers, least, most):
+    times = []
+
+    def busy_once(body):
+        times.append(time.monotonic())
+        said = {name: value() if callable(value) else value for name, value in headers.items()}
+        return echo(body) if len(times) > 1 else (429, said, "later")
+
+    with Stub(busy_once) as stub:
+        assert ask(stub.base_url, tmp_path)[0] == [Completion("p!", True)]
+    assert least <= times[1] - times[0] < most
+
+
+def test_a_long_wait_is_bounded():
+    long = ("1e9", "1e999", format_datetime(datetime.now(UTC) + timedelta(days=9999)))
+    assert {protocol.wait_said({"retry-after": said}) for said in long} == {600}
 
 
 def test_no_answer_in_time(tmp_path):
@@ -345,7 +630,7 @@ GOOD = {"choices": [{"text": "t", "finish_reason": "stop"}], "usage": {"prompt_t
 @pytest.mark.parametrize(
     "answer",
     [
-        "<html>welcome</html>", "", "null", "[]", "[" * 100_000, '{"choices": []}', json.dumps({**GOOD, "choices": [{"text": "t"}]}),
+        "<html>welcome</html>", "", "null", "[]", "{}", "[" * 100_000,
         json.dumps({**GOOD, "choices": [{"text": 1, "finish_reason": "stop"}]}), json.dumps({**GOOD, "usage": None}),
         json.dumps({**GOOD, "usage": {"prompt_tokens": "1", "completion_tokens": 1}}), json.dumps({**GOOD, "choices": "text"}),
     ],
@@ -356,6 +641,30 @@ def test_an_answer_of_another_schema(tmp_path, answer):
             ask(stub.base_url, tmp_path)
         stub.answer = lambda _: (200, {}, json.dumps(GOOD))
         assert ask(stub.base_url, tmp_path)[0] == [Completion("t", True)]  # nothing of it was kept
+
+
+NAMES = ("choices", "error", "errors", "object", "type", "code", "status", "message", "text", "content", "finish_reason", "usage", "prompt_tokens")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["error", "stop"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner),
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON))
+def test_any_body_is_read_or_refused(body):
+    status = protocol.fault(body)
+    assert status is None or 400 <= status < 600
+    try:
+        answer = protocol.read(body)
+    except ValueError:
+        return
+    assert protocol.checked(answer) and protocol.ended(answer, "\n") in (True, False)
+
+
+@given(st.text() | st.from_regex(r"\A(Mon, )?[0-9]{1,3} (Jan|Feb) [0-9]{1,12} [0-9:]{1,9} ?(GMT|[+-][0-9]{4,5})?\Z"))
+def test_any_header_says_a_wait_or_none(said):
+    wait = protocol.wait_said({"retry-after": said, "retry-after-ms": said})
+    assert wait is None or 0 <= wait <= 600
 
 
 def test_a_damaged_cache_is_an_error_and_stays_as_it_is(tmp_path):
