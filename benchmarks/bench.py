@@ -22,7 +22,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sesa import figures, sampling
@@ -30,11 +29,12 @@ from sesa.arms import Training
 from sesa.claims import with_section
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
+from sesa.intervals import interval
 from sesa.models import tiny_lm, word_tokenizer
 from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask
-from sesa.timing import in_turns, mean_ratio
+from sesa.timing import in_turns
 from sesa.training import train
 
 ARMS = ["parallel", "sequential", "sesa"]
@@ -70,9 +70,9 @@ class GenerateEngine:
 
 
 def compared(what, size, seconds, ours, peer, work=None, unit="s"):
-    """Geometric means of both (with `work`: work per second) and their ratio, peer / ours, with its 95% interval over `seconds`' rows."""
-    ratio, low, high = mean_ratio(seconds[peer], seconds[ours])
-    row = {"what": what, "size": size, "ours": stats.gmean(seconds[ours]), "peer": stats.gmean(seconds[peer])}
+    """Means of both (with `work`: work per second) and their ratio, peer / ours, with its 95% interval over `seconds`' rows."""
+    ratio, low, high = interval(seconds[[peer]], over=seconds[[ours]])
+    row = {"what": what, "size": size, "ours": seconds[ours].mean(), "peer": seconds[peer].mean()}
     if work:
         row |= {"ours": work / row["ours"], "peer": work / row["peer"]}
     return row | {"unit": "tokens/s" if work else unit, "times as fast": ratio, "low": low, "high": high}
@@ -187,7 +187,7 @@ def draw(table, profile):
         axes.plot([r.low, r.high], [y, y], color=colour)
         axes.plot(r.ratio, y, "o", color=colour)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="peer / ours: times as fast, or as small (geometric mean, 95% interval)", yticks=range(len(table)), yticklabels=names)
+    axes.set(xscale="log", xlabel="peer / ours: times as fast, or as small (means, 95% interval)", yticks=range(len(table)), yticklabels=names)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.invert_yaxis()

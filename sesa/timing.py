@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
-from sesa.intervals import interval
 from sesa.models import word_tokenizer
 from sesa.runs import derive_seed
 from sesa.tasks import Grade
@@ -53,14 +52,6 @@ def in_turns(contenders: dict[str, Callable[[], Any]], repeats: int, clock: Cloc
             list(contenders.values())[j]()
             seconds[i, j] = clock() - start
     return pd.DataFrame(seconds, columns=list(contenders))
-
-
-def mean_ratio(value: Sequence[float], over: Sequence[float]) -> tuple[float, float, float]:
-    """(ratio, low, high): the ratio of the geometric means of two contenders' seconds, so that their means (`scipy.stats.gmean`) and their ratio
-    fit together. The 95% interval is a t interval of the logarithms of the turns' ratios; with one turn there is none (nan)."""
-    logs = np.log(np.asarray(value, dtype=float) / np.asarray(over, dtype=float))
-    ratio, low, high = np.exp(interval(logs[:, None]))
-    return float(ratio), float(low), float(high)
 
 
 class _Live(TorchDispatchMode):

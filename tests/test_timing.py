@@ -1,13 +1,11 @@
-"""Measuring: lengths are as set, memory is what tensors hold, ratios are of turns."""
+"""Measuring: lengths are as set, memory is what tensors hold, a waiting thread counts no seconds."""
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from sesa import sampling
 from sesa.sampling import Sampling
-from sesa.timing import EndlessEngine, clock_of, drawing, in_turns, mean_ratio, peak_bytes, random_lm, task_of_lengths
+from sesa.timing import EndlessEngine, clock_of, drawing, in_turns, peak_bytes, random_lm, task_of_lengths
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
 
@@ -45,26 +43,6 @@ def test_peak_is_the_most_that_lived_at_once():
     before = torch.zeros(5000)
     assert peak_bytes(lambda: before.view(50, 100)[0].mul_(2)) == 0
     assert peak_bytes(lambda: [torch.ones(25) for _ in range(10)]) == 1000
-
-
-def test_a_ratio_and_the_means_beside_it_fit_together():
-    value, over = [2.0, 4.0, 3.0, 2.5, 2.0], [1.0, 2.0, 1.0, 1.0, 1.0]
-    ratio, low, high = mean_ratio(value, over)
-    assert ratio == pytest.approx(stats.gmean(value) / stats.gmean(over))
-    logs = stats.ttest_1samp(np.log(np.divide(value, over)), 0)
-    assert np.log([low, high]) == pytest.approx(logs.confidence_interval())
-    assert mean_ratio([6.0], [2.0])[0] == pytest.approx(3) and np.isnan(mean_ratio([6.0], [2.0])[1:]).all()
-
-
-def test_the_interval_of_a_ratio_of_timings_covers():
-    """95% of 1,000 simulated runs of three turns: a slow turn slows both contenders; the error of the simulation is 0.7%."""
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(1_000):
-        turn = np.exp(0.3 * rng.normal(size=3))
-        value, over = (seconds * turn * np.exp(0.05 * rng.normal(size=3)) for seconds in (3.0, 2.0))
-        _, low, high = mean_ratio(value, over)
-        hits += low <= 1.5 <= high
-    assert abs(hits / 1_000 - 0.95) < 0.025
 
 
 def test_seconds_of_the_thread_do_not_count_waiting():
