@@ -229,10 +229,10 @@ def test_any_text_gets_a_grade_at_once(text):
 def test_chat_answers_are_read_between_their_tags():
     right = Grade(1.0, "(3*7)+5", True)
     think = "<think>3+5+7 is 15. <answer>3+5+7</answer> is wrong.</think>"
-    for text in ("<answer>3*7+5</answer>", "<answer>\n 5 + 3 * 7 = 26 </answer> Done.", f"{think}<answer>(7*3)+5</answer>"):
+    for text in ("<answer>3*7+5</answer>", "<answer>\n 5 + 3 * 7 = 26 </answer> Done.", f"{think}<answer>(7*3)+5</answer>", f"<answer>3*7+5</answer>{think}"):
         assert CHAT.grade(PROBLEM, text) == right and CHAT.strategy(PROBLEM, text) == "3*7"
     assert CHAT.grade(PROBLEM, "<answer><answer>3*7+5</answer></answer>") == right
-    for text in ("3*7+5", "<answer>3*7+5", f"<answer>3*7+5</answer>{think}", "<answer></answer>", "<answer>The answer is 3*7+5</answer>"):
+    for text in ("3*7+5", "<answer>3*7+5", "<answer></answer>", "<answer>The answer is 3*7+5</answer>"):
         assert not CHAT.grade(PROBLEM, text).solved
     assert THREE.grade(PROBLEM, "<answer>3*7+5</answer>").key is None
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sesa.tasks import Step
-from sesa.tasks.generated import CELL, CHAT_TOKENS, END, SYSTEM, Generated, GeneratedConfig, answer_of, as_list, cell_tokens, chatml, lines_of, named
+from sesa.tasks.generated import CELL, CHAT_TOKENS, END, SYSTEM, Generated, GeneratedConfig, answer_of, as_list, cell_tokens, chatml, lines_of, named, said
 
 INVALID = -0.1  # RAGEN's penalty for a turn without an action, or with one that is unknown
 MAX_ACTIONS = 10  # RAGEN: in all
@@ -94,7 +94,7 @@ class Agent(Generated):
         """The actions that a turn asks for, as characters, and whether there is one and all were known. Unknown ones are left out, as RAGEN
         does. Total."""
         if self.config.form == "compact":
-            asked = [text.strip() if text.strip() in self.names else None]
+            asked = [action if (action := said(text).strip()) in self.names else None]
         else:
             letters = {name.lower(): letter for letter, name in self.names.items()}
             asked = [letters.get(word.strip().lower()) for word in (answer_of(text) or "").split("||")[: ACTIONS_A_TURN["chat"]]]
@@ -120,7 +120,8 @@ class Agent(Generated):
                 break
         after = State(place, state.actions + done, state.turns + 1)
         over = over or after.actions >= MAX_ACTIONS or after.turns >= self.max_turns
-        return Step(after, reward + (0.0 if valid else INVALID), over, solved)
+        reward = round(reward + (0.0 if valid else INVALID), 9)  # three steps of -0.1 are -0.3, as a turn of another cut has it
+        return Step(after, reward, over, solved)
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
         """n trajectories, each (seen, done, seen, done, ...): at every place a list of different turns, half of the time of one alone. The

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sesa.tasks.countdown import Countdown, CountdownConfig, CountdownTask, beginnings
-from sesa.tasks.generated import lines_of
+from sesa.tasks.generated import lines_of, said
 
 LENGTHS = (1, 2, 3)
 
@@ -51,7 +51,7 @@ class BriefCountdown(CountdownTask):
         """Of three tokens: `CountdownTask`'s. Of fewer: itself, if some first operation begins with it."""
         if self.length == max(LENGTHS):
             return super().sketch_key(problem, text)
-        return text.strip() if text.strip() in map(self.told, beginnings(problem.numbers)) else None
+        return key if (key := said(text).strip()) in map(self.told, beginnings(problem.numbers)) else None
 
     def strategy(self, problem: Countdown, text: str) -> str | None:
         first = super().strategy(problem, text)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import Puzzle, PuzzleConfig, answer_of
+from sesa.tasks.generated import Puzzle, PuzzleConfig, answer_of, said
 
 OPERATORS = {ast.Add: ("+", operator.add), ast.Mult: ("*", operator.mul), ast.Sub: ("-", operator.sub), ast.Div: ("/", operator.truediv)}
 TEXT = re.compile(r"([0-9+\-*/() ]{1,200})(?:= *[0-9]{1,9} *)?")  # "(3*7)+5", and perhaps "= 26" after it
@@ -164,7 +164,7 @@ class CountdownTask(Puzzle):
         return Grade(1.0 if solved else 0.1 if answer else 0.0, answer and answer.key, solved)
 
     def sketch_key(self, problem: Countdown, text: str) -> str | None:
-        found = read(text)
+        found = read(said(text))
         return found.key if found and len(found.numbers) == 2 and Counter(found.numbers) <= Counter(problem.numbers) else None
 
     def strategy(self, problem: Countdown, text: str) -> str | None:
@@ -172,5 +172,5 @@ class CountdownTask(Puzzle):
         return answer and answer.first
 
     def _answer(self, problem: Countdown, text: str) -> Expression | None:
-        found = read(text if self.config.form == "compact" else answer_of(text) or "")
+        found = read(said(text) if self.config.form == "compact" else answer_of(text) or "")
         return found if found and tuple(sorted(found.numbers)) == problem.numbers else None

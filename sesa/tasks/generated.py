@@ -27,6 +27,9 @@ END = "<|im_end|>"
 FORMS = ("compact", "chat")
 CHAT_TOKENS, SKETCH_TOKENS = 512, 32  # in the chat form, of a solution or a turn, and of a sketch
 SYSTEM = ("system", "You're a helpful assistant.")  # RAGEN's
+THINK = r"\s{0,9}(?:think|thinking|thought|reasoning)\s{0,9}"
+THOUGHT_END = re.compile(rf"[<\[]/{THINK}[>\]]", re.IGNORECASE)
+THOUGHT = re.compile(rf"[<\[]{THINK}[>\]].*?(?:{THOUGHT_END.pattern}|\Z)", re.DOTALL | re.IGNORECASE)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
@@ -50,9 +53,15 @@ def named(grid: str) -> str:
     return "".join(f"{row}{column}{what}" for row, line in lines for column, what in zip(COLUMNS, line, strict=False))
 
 
+def said(text: str) -> str:
+    """The text without its thoughts: <think>...</think>, what follows an open <think>, and what precedes a stray </think>, as a template may
+    open the thought in the prompt. <thinking>, <thought>, <reasoning> and square brackets are read alike. For every task's grader; total."""
+    return THOUGHT_END.split(THOUGHT.sub(" ", text))[-1]
+
+
 def answer_of(text: str) -> str | None:
-    """What stands in the last <answer>...</answer> of a chat answer, stripped; None if there is none."""
-    found = ANSWER.findall(text)
+    """What stands in the last <answer>...</answer> outside thoughts, stripped; None if there is none."""
+    found = ANSWER.findall(said(text))
     return found[-1].strip() if found else None
 
 

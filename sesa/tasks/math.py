@@ -21,13 +21,17 @@ import numpy as np
 
 from sesa.runs import DataError, hash_of
 from sesa.tasks import Grade
-from sesa.tasks.generated import CHAT_TOKENS, END, SKETCH_TOKENS, GeneratedConfig, Puzzle, PuzzleConfig
-from sesa.tasks.verify import LONGEST, equal, extract, integer
+from sesa.tasks.generated import CHAT_TOKENS, END, SKETCH_TOKENS, GeneratedConfig, Puzzle, PuzzleConfig, said
+from sesa.tasks.local_data import rows_of, text_of
+from sesa.tasks.normal import LONGEST, normal
+from sesa.tasks.verify import equal, extract, integer
 
 TOP = 120  # the largest number in a text
 MAX_STEPS = 10
 SLIPS = (-10, -2, -1, 1, 2, 10)
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}  # after a slip, division rounds down
+
+STEP = re.compile(r"([0-9]{1,3})([-+*/])([0-9]{1,3})=([0-9]{1,3});")
 
 # A plan asks for one operation (a, sign, b) after another, is sent what was written as its result, and returns the answer.
 Plan = Generator[tuple[int, str, int], int, int]
@@ -165,7 +169,7 @@ class MathTask(Puzzle):
 
     def sketch_key(self, problem: Problem, text: str) -> str | None:
         """Compact: the name of the first plan with these steps. Chat: the words."""
-        return problem.names().get(text.strip()) if self.config.form == "compact" else words_of(text)
+        return problem.names().get(said(text).strip()) if self.config.form == "compact" else words_of(text)
 
     def attempt(self, problem: Problem, sketch: str, rng: np.random.Generator) -> str:
         """Every step is right with probability `skill`, else off by 1, 2 or 10, so that a plan of many steps goes wrong more often. Anew
@@ -181,41 +185,61 @@ class MathTask(Puzzle):
 
     def strategy(self, problem: Problem, text: str) -> str | None:
         """The first plan that asks for these very operations, given the results that the text itself claims. None of a chat's free text."""
-        steps, _, _ = _compact(text).rpartition("#")
+        followed = self._followed(problem, _compact(text).rpartition("#")[0])
+        return followed and followed[0]
+
+    def _followed(self, problem: Problem, steps: str) -> tuple[str, int] | None:
+        """That plan, and the answer that its steps lead to."""
         results = [int(n) for n in re.findall(r"=([0-9]{1,3});", steps)]
         for name in self.sketches(problem):
             done = problem.work(name, lambda step, _: results[step] if step < len(results) else -1)
             if done and done[0].rpartition("#")[0] == steps:
-                return name
+                return name, done[1]
         return None
 
+    def _works_out(self, problem: Problem, steps: str, answer: int) -> bool:
+        """Whether the steps lead to the answer: by a plan, slips and all, or by true steps in any other order, on numbers of the problem or of
+        earlier steps, of which the last gives the answer."""
+        if followed := self._followed(problem, steps):
+            return followed[1] == answer
+        known, result = {*problem.numbers}, None
+        for step in re.split("(?<=;)", steps)[:-1]:
+            if not (written := STEP.fullmatch(step)):
+                return False
+            a, b, result = map(int, written.group(1, 3, 4))
+            if not {a, b} <= known or written[2] == "/" and (b == 0 or a % b) or OPERATIONS[written[2]](a, b) != result:
+                return False
+            known.add(result)
+        return result == answer and steps.endswith(";")
+
     def grade(self, problem: Problem, text: str) -> Grade:
-        """The answer is the integer after the last "#"; in chat, as `grade_answer` has it."""
+        """The answer is the integer after the last "#", and earns its reward if the steps before lead to it: a solution is steps and answer, so
+        a right answer without them was guessed. Chat asks for steps too, but free text is graded by its answer alone (`grade_answer`)."""
         if self.config.form == "chat":
             return grade_answer(str(problem.answer), text)
         steps, mark, answer = _compact(text).rpartition("#")
         if not re.fullmatch("#[0-9]+", mark + answer):
             return Grade(0.0, None, False)
-        right = int(answer) == problem.answer
+        right = int(answer) == problem.answer and self._works_out(problem, steps, int(answer))
         return Grade(float(right), f"{steps}#{int(answer)}", right)
 
 
 def _compact(text: str) -> str:
-    """Without blanks; nothing of a text that is too long."""
-    return "".join(text.split()) if len(text) <= LONGEST else ""
+    """Without thoughts and blanks; nothing of a text that is too long."""
+    return "".join(said(text).split()) if len(text) <= LONGEST else ""
 
 
 def words_of(text: str) -> str | None:
-    """In lower case, a blank between two; None if there are none."""
-    return " ".join(re.findall(r"\w+", text[:LONGEST].lower())) or None
+    """The words of a text without its thoughts, in lower case, a blank between two; None if there are none."""
+    return " ".join(re.findall(r"\w+", said(text)[:LONGEST].lower())) or None
 
 
 def grade_answer(gold: str, text: str) -> Grade:
-    """Of a chat text with the answer that `extract` finds, which is the key: integers as such, other answers but for their blanks."""
+    """Of a chat text with the answer that `extract` finds, which is the key: integers as such, however written, others but for their blanks."""
     answer = extract(text)
     if answer is None:
         return Grade(0.0, None, False)
-    number, right = integer(answer), equal(gold, answer)
+    number, right = integer(normal(answer)), equal(gold, answer)
     return Grade(float(right), " ".join(answer.split()) if number is None else str(number), right)
 
 
@@ -239,11 +263,12 @@ class HubProblem:
 def load_problems(dataset: str, revision: str, limit: int | None = None, folder: str | Path | None = None) -> list[HubProblem]:
     """The first `limit` problems of one of SOURCES, in its order; those that lack a text, or came before, do not count.
 
-    revision: full commit of the data set, 40 hexadecimal digits. folder: the offline way, of its *.jsonl and *.parquet files.
+    revision: full commit of the data set, 40 hexadecimal digits. folder: the offline way, as `sesa.tasks.local_data.rows_of` reads it; of a data
+    set downloaded whole, the configuration and split of SOURCES.
 
     Raises:
         ValueError: an unknown data set, a branch or a short hash for a revision, or a limit below 1.
-        DataError: the data set cannot be read, or has other columns.
+        DataError: the data set cannot be read (of a file: which, and the line), or has other columns.
     """
     if dataset not in SOURCES or (limit is not None and limit < 1):
         raise ValueError(f"at least 1 problem of one of {', '.join(SOURCES)}; not {limit} of {dataset}")
@@ -256,15 +281,16 @@ def load_problems(dataset: str, revision: str, limit: int | None = None, folder:
 
             rows = list(load_dataset(dataset, configuration, split=split, revision=revision))
         else:
-            rows = [row for path in sorted(Path(folder).iterdir()) for row in _rows(path)]
-        if not rows or not {asked, known} <= set(rows[0]):
-            raise ValueError(f"it has columns {', '.join(rows[0])}, not {asked} and {known}" if rows else "it is empty")
+            rows = rows_of(folder, configuration, split)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        if not {asked, known} <= set(columns):
+            raise ValueError(f"it has columns {', '.join(columns)}, not {asked} and {known}" if rows else "it is empty")
     except Exception as e:  # network, hub and file formats have errors of their own
         hint = f"offline, put its *.jsonl or *.parquet files with {asked!r} and {known!r} into a folder, and name it as `folder`"
         raise DataError(f"cannot read {dataset} at revision {revision}: {type(e).__name__}: {e} ({hint})") from e
     found: dict[str, HubProblem] = {}
     for row in rows:
-        question, answer = (str(row[c]).strip() if isinstance(row.get(c), str | int) else "" for c in (asked, known))
+        question, answer = text_of(row.get(asked)), text_of(row.get(known))
         if dataset == "openai/gsm8k":
             answer = answer.rpartition("####")[2].strip() if "####" in answer else ""
         if question and answer:
@@ -273,14 +299,6 @@ def load_problems(dataset: str, revision: str, limit: int | None = None, folder:
     if not found:
         raise DataError(f"{dataset} at revision {revision} has no row with both texts, {asked!r} and {known!r}")
     return list(found.values())[:limit]
-
-
-def _rows(path: Path) -> list[dict]:
-    import pandas as pd
-
-    if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False).to_dict("records")
-    return pd.read_parquet(path).to_dict("records") if path.suffix == ".parquet" else []
 
 
 class HubMath:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import SYSTEM, chatml, numbered
+from sesa.tasks.generated import SYSTEM, chatml, numbered, said
 
 REQUESTS = (  # what to list; an example, and what it is about
     ("uses of a paperclip", "Hold the pages of a letter together.", "holding paper"),
@@ -74,7 +74,7 @@ class OpenTextTask:
 
     def grade(self, problem: Request, text: str) -> Grade:
         """Reward 1 for a line with a word in it; the key is its words, in small letters."""
-        key = " ".join(words(text.partition("\n")[0])) or None
+        key = " ".join(words(said(text).partition("\n")[0])) or None
         return Grade(float(key is not None), key, key is not None)
 
     def sketch_key(self, problem: Request, text: str) -> str | None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from sesa.runs import ROOT, DataError, derive_seed, verified_text
 from sesa.tasks import Grade
-from sesa.tasks.generated import FORMS, SYSTEM, as_list, chatml, numbered
+from sesa.tasks.generated import FORMS, SYSTEM, as_list, chatml, numbered, said
 
 DATA = ROOT / "data" / "china_divisions.csv"
 LEVELS = ("provinces", "cities", "districts")
@@ -246,7 +246,7 @@ class PathTask:
         """The path that `text` names, blanks around names forgiven; None if it is no path of this tree."""
         if len(text) > 200:  # no path comes near; text without end costs nothing
             return None
-        key = "/".join(name.strip() for name in text.split("/"))
+        key = "/".join(name.strip() for name in said(text).split("/"))
         return key if key in self._places[level - 1] else None
 
     # ------------------------------------------------------------------------------------------------------- warm start

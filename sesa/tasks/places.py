@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sesa.runs import ROOT, verified_text
 from sesa.tasks import Grade
-from sesa.tasks.generated import SYSTEM, chatml, numbered
+from sesa.tasks.generated import SYSTEM, chatml, numbered, said
 
 DATA = ROOT / "data" / "places.csv"
 ASKED = {  # what to list, an item's form, and an example; of solutions and of sketches
@@ -79,7 +79,7 @@ class PlacesTask:
 
 
 def _plain(text: str) -> str:
-    return " > ".join(" ".join(name.split()).lower() for name in text[:200].split(">"))
+    return " > ".join(" ".join(name.split()).lower() for name in said(text)[:200].split(">"))
 
 
 def _list(what: str, form: str, example: str, history: Sequence[str]) -> str:

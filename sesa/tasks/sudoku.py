@@ -18,7 +18,7 @@ from math import isqrt
 import numpy as np
 
 from sesa.tasks import Grade
-from sesa.tasks.generated import CELL, ROWS, Puzzle, PuzzleConfig, answer_of, cell_tokens, named
+from sesa.tasks.generated import CELL, ROWS, Puzzle, PuzzleConfig, answer_of, cell_tokens, named, said
 
 DIGITS = "123456789"
 KINDS = "rcb"  # rows, columns, boxes, the favourites first: a language model would write in reading order
@@ -148,7 +148,7 @@ class SudokuTask(Puzzle):
 
     def sketch_key(self, problem: Sudoku, text: str) -> str | None:
         """The first sketch of the same order. "c3" may be written out, "columns from 3"."""
-        m = re.fullmatch(r"([rcb]|rows from |columns from |boxes from )([1-9])", text.strip().lower())
+        m = re.fullmatch(r"([rcb]|rows from |columns from |boxes from )([1-9])", said(text).strip().lower())
         return problem.first.get(problem.orders.get(m[1][0] + m[2])) if m else None
 
     def strategy(self, problem: Sudoku, text: str) -> str | None:
@@ -200,7 +200,7 @@ class SudokuTask(Puzzle):
     def _read(self, problem: Sudoku, text: str) -> dict[int, str]:
         """Cell -> digit in the order written, from placements or (chat) a grid; {} unless all empty cells get one and no given another."""
         n, chat = self.size, self.config.form == "chat"
-        answer = re.sub(r"[\s=,|+-]", "", answer_of(text) or "" if chat else text)
+        answer = re.sub(r"[\s=,|+-]", "", answer_of(text) or "" if chat else said(text))
         if chat and re.fullmatch(f"[1-{n}]{{{n * n}}}", answer):
             answer = self._written(answer, range(n * n))
         found = re.findall(f"([{ROWS[:n]}])([1-{n}])([1-{n}])", answer)

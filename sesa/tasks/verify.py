@@ -16,23 +16,27 @@ import sys
 import threading
 
 from sesa.runs import ROOT
-from sesa.tasks.generated import answer_of
+from sesa.tasks.generated import answer_of, said
+from sesa.tasks.normal import LONGEST
 
-LONGEST = 2000  # characters of an answer; more is wrong.  (Our choice.)
-BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \{ and \} are none
+BOX = r"\\(?:boxed|fbox|framebox)(?![A-Za-z])"
+COMMAND = rf"(?!{BOX})\\(?:[A-Za-z]+|[{{}}|%,;!])"
+UNBRACED = rf"[-+]?(?:{COMMAND}|[\d.(\[]|[A-Za-z](?![A-Za-z]))(?:{COMMAND}|\{{[^{{}}]*\}}|[^\s{{}}$\\])*"  # no word of a sentence
+BRACES = re.compile(rf"{BOX}\s*(?:\{{|({UNBRACED}))|\\.|[{{}}]", re.DOTALL)  # \{{ and \}} are none
 INTEGER = re.compile(r"\$?([+-]?)\$?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)\.?\$?")
 
 
 def extract(text: str) -> str | None:
-    """What stands in the last \\boxed{...} (of nested ones: the innermost) or, failing that, in <answer>...</answer>; None if nothing does.
-
-    Thinking does not count: <think>...</think>, what follows an open <think>, and what precedes a stray </think>. Total.
+    """What stands in the last \\boxed{...} or \\fbox{...} (of nested ones: the innermost), behind a \\boxed without braces up to the next blank
+    or dollar, or, failing that, in <answer>...</answer>; None if nothing does. Thoughts do not count (`said`). Total.
     """
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]
+    text = said(text)
     opened: list[tuple[int, bool]] = []  # where the content of an open brace begins, and whether it is a box's
     last = (-1, -1)
     for brace in BRACES.finditer(text):
-        if brace[0] == "{" or brace[0].startswith(r"\boxed"):
+        if brace[1]:
+            last = max(last, brace.span(1))
+        elif brace[0][-1] == "{" and brace[0] != r"\{":
             opened.append((brace.end(), brace[0] != "{"))
         elif brace[0] == "}" and opened:
             start, box = opened.pop()
@@ -112,12 +116,7 @@ def _serve() -> None:
     """The worker: "ready", and a reply to each line [known answer, answer, seconds]."""
     import logging
 
-    from math_verify import parse, verify
-
-    def same(gold: str, answer: str) -> bool:
-        # Each is parsed apart, in a box of its own: boxes side by side merge, and LaTeX in no environment is not read.
-        a, b = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer))
-        return bool(verify(a, b, timeout_seconds=None))
+    from sesa.tasks.compare import same
 
     def limit(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # unless lifted with a 0, it ends this process, even in the midst of C code

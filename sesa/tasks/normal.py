@@ -1,0 +1,257 @@
+"""One way to write a mathematical answer: LaTeX, plain text, Markdown and Unicode signs become the same LaTeX, as far as they say the same.
+
+Text is rewritten, never evaluated. Known and given answers both pass through `normal`, and `parts` then takes apart what a parser of formulas
+passes over: modulus, bases, unit, the name before an equals sign.  (All rules are our choice.)
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+LONGEST = 2000  # characters of an answer; more is wrong
+ROUNDS = 20  # a text settles in two or three
+
+SIGNS = dict(pair.split(" ", 1) for pair in (  # in front of a letter a command needs a blank
+    r"− -;– -;— -;‐ -;‑ -;× \times ;÷ \div ;· \cdot ;⋅ \cdot ;∙ \cdot ;• \cdot ;≤ \leq ;⩽ \leq ;≥ \geq ;⩾ \geq ;≠ \neq ;≡ \equiv ;≈ \approx ;"
+    r"± \pm ;∞ \infty ;√ sqrt;∪ \cup ;∩ \cap ;∈ \in ;∉ \notin ;∅ \emptyset ;⊂ \subset ;⊆ \subseteq ;→ \to ;⇒ \implies ;∧ \land ;∨ \lor ;¬ \neg ;"
+    r"° ^\circ ;º ^\circ ;˚ ^\circ ;℃ ^\circ C;℉ ^\circ F;∠ \angle ;△ \triangle ;⊥ \perp ;∥ \parallel ;∣ |;ℝ \mathbb{R};ℤ \mathbb{Z};ℚ \mathbb{Q};"
+    r"ℕ \mathbb{N};ℂ \mathbb{C};ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥"
+).split(";"))  # fmt: skip
+FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|max|min"
+GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi"
+NAMES = re.compile(rf"(?<![\\A-Za-z])({FUNCTIONS}|{GREEK}|sqrt|infty|infinity)(?![A-Za-z])")
+STYLES = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|ensuremath)\s*\{")
+TEXTS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|mathrm|mbox|hbox)\s*\{")
+LEAD = re.compile(r"=\s*|(?:so|thus|hence|therefore)?,?\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*(?=[\s\d\\$(-])", re.IGNORECASE)
+GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| )\d{3})+(?!\d)")  # 2\,500\,000: thousands
+REPEATING = re.compile(r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?|\((\d{1,50})\))(?![\d.(\\])")
+DOTTED = re.compile(r"(?<![\d.])(\d{0,50}\.\d{0,50}?)(\d{1,20}?)\2{2,9}\s*(?:\\ldots)")  # 0.333\ldots
+MIXED = re.compile(r"(?<![\d./^_{}])(\d{1,50})\s+(?:(\d{1,50})\s*/\s*(\d{1,50})(?![\d./!^])|(?=\\frac\s*(?:\{\d+\}\s*\{\d+\}|\d\d)))")
+LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+REWRITES = [(re.compile(pattern), to) for pattern, to in (
+    (r"\\left(?![a-z])\.?|\\right(?![a-z])\.?|\\(?:displaystyle|textstyle|limits|bf|rm|it)(?![A-Za-z])", ""),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:[lcdv]?dots[a-z]?)(?![A-Za-z])|\.{3,}", r"\\ldots "),
+    (r"([\^_])\{([^{}]*)\}\1\{", r"\1{\2"),  # 10²³, sign by sign
+    (r"\\(?:degree|textdegree)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])\s*", r"^\\circ "),
+    (r"\\(?:leqslant|le)(?![A-Za-z])|<=", r"\\leq "), (r"\\(?:geqslant|ge)(?![A-Za-z])|>=", r"\\geq "), (r"!=|\\ne(?![A-Za-z])", r"\\neq "),
+    (r"(?<!\*)\*\*(?!\*)", "^"), (r"\+/?-(?=\s*[\d\\a-z(])(?<![-+]\+-)", r"\\pm "),
+    (r"\s*(?:\\%|(?<!\\)%|\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\bper ?cent(?:age)?\b|\bpct\b)", r"\\%"),
+    (r"\b([ap])\.\s?m\b\.?", r"\1m"),
+    (r"(,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))\s*)|\\text\{[^{}]*\}", lambda m: ", " if m[1] else m[0]),
+    (r"\\pmod\s*([\dA-Za-z])|\(\s*\\?mod(?:ulo)?\s*([^(){}\\]{1,99}?)\s*\)|\\[bp]?mod\s*\{?([^(){}\\\s,]{1,99})\}?", r"\\pmod{\1\2\3}"),
+    (r"(?<![A-Za-z\\])mod(?:ulo)?\s+(\w{1,99})", r"\\pmod{\1}"),
+    (r"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|enspace|quad|qquad)(?![A-Za-z])|\{,\}(?!\d)", " "), (r"\{,\}", ","),
+    (r"(?<=[A-Za-z\d)])'+", lambda m: "^{" + r"\prime" * len(m[0]) + "}"),
+    (r"(?<=\d)\s*\\?,?\s*(hundred|thousand|[mbtr]+illion)(?![A-Za-z])", lambda m: rf"\times 10^{{{LARGE[m[1]]}}}" if m[1] in LARGE else m[0]),
+)]  # fmt: skip
+
+
+def normal(text: str) -> str:
+    """The text in its normal form, "" if it is longer than LONGEST characters. Total; a normal form is its own normal form."""
+    if len(text) > LONGEST:
+        return ""
+    for _ in range(ROUNDS):
+        before, text = text, _round(text)
+        if text == before:
+            break
+    return text
+
+
+def _round(text: str) -> str:
+    text = bare(re.sub(r"\s+", " ", "".join(map(_ascii, text))))
+    for what in (STYLES, TEXTS):
+        text = _unwrapped(text, what)
+    text = GROUPS.sub(lambda m: "".join(re.findall(r"\d", m[0])), text)
+    for pattern, to in REWRITES:
+        text = pattern.sub(to, text)
+    text = NAMES.sub(lambda m: f"\\{'infty' if m[1] == 'infinity' else m[1]} ", text)
+    text = _braced(text)
+    text = DOTTED.sub(r"\1\\overline{\2}", text)
+    text = REPEATING.sub(_fraction, text)
+    text = MIXED.sub(lambda m: rf"{m[1]}\frac{{{m[2]}}}{{{m[3]}}}" if m[2] else m[1], text)
+    return bare(re.sub(r"\s+", " ", text))
+
+
+def _ascii(sign: str) -> str:
+    """What a Unicode sign is in LaTeX; a superscript 2 is ^{2}, a half is a mixed number's half."""
+    if sign < "\x80" or sign in SIGNS:
+        return SIGNS.get(sign, sign)
+    kind, plain = unicodedata.decomposition(sign).split(" ")[0], unicodedata.normalize("NFKC", sign)
+    if kind in ("<super>", "<sub>"):
+        return f"{'^' if kind == '<super>' else '_'}{{{''.join(SIGNS.get(c, c) for c in plain)}}}"
+    if kind == "<fraction>":
+        return f" {plain.replace('⁄', '/')}"
+    greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(plain, "") if len(plain) == 1 else "")
+    if greek:
+        name = greek[2].lower().replace("lamda", "lambda")
+        return f"\\{name if greek[1] == 'SMALL' else name.capitalize()} "
+    if unicodedata.category(sign) == "Cf":  # zero width
+        return ""
+    return "".join(SIGNS.get(c, c) for c in plain)
+
+
+def _without_lead(text: str) -> str:
+    m = LEAD.match(text)
+    return text[m.end() :] if m else text
+
+
+def bare(text: str) -> str:
+    """Without what surrounds the whole: blanks, Markdown, dollars, \\( \\), a full stop."""
+    while True:
+        before = text
+        text = _without_lead(re.sub(r"(?<![.\s])\s*[.,;:]$|\\$", "", text.strip())).strip()
+        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+            inner = text[len(left) : -len(right)]
+            if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner and right not in inner:
+                text = inner
+        if text == before:
+            return text
+
+
+def _closings(text: str) -> dict[int, int]:
+    """Where every { closes, and every (."""
+    opened: dict[str, list[int]] = {"}": [], ")": []}
+    found = {}
+    for m in re.finditer(r"\\.|[{}()]", text, re.DOTALL):
+        if m[0] in "{(":
+            opened["}" if m[0] == "{" else ")"].append(m.start())
+        elif m[0] in opened and opened[m[0]]:
+            found[opened[m[0]].pop()] = m.start()
+    return found
+
+
+def _unwrapped(text: str, what: re.Pattern) -> str:
+    """Without the commands that are style alone. \\text{...} and its like become \\text{...} around words, and nothing around other signs."""
+    closings, out = _closings(text), list(text)
+    for m in what.finditer(text):
+        start, end = m.end() - 1, closings.get(m.end() - 1)
+        if end is None:
+            continue
+        content = text[start + 1 : end]
+        words = what is TEXTS and (re.search(r"[^\W\d_]{2}", content) or UNITS.get(content.strip()) and text[: m.start()].strip())
+        keep = words or re.search(r"[\^_}]\s*$|\\[A-Za-z]+\s*$", text[: m.start()][-40:])  # an argument keeps its braces
+        out[m.start()] = (r"\text{" if words else "{") if keep else ""
+        out[m.start() + 1 : start + 1] = [""] * (start - m.start())
+        out[end] = out[end] if keep else ""
+    return "".join(out)
+
+
+def _braced(text: str) -> str:
+    """sqrt(2) and 2^(n+1) with braces, as LaTeX has them."""
+    closings, out = _closings(text), list(text)
+    for m in re.finditer(r"(?:\\sqrt|\^)\s*\(", text):
+        start = m.end() - 1
+        if start in closings:
+            out[start], out[closings[start]] = "{", "}"
+    return re.sub(r"\\sqrt\s+(?=[\d{])", r"\\sqrt", re.sub(r"\\sqrt\s*(\d+)", r"\\sqrt{\1}", "".join(out)))
+
+
+def _fraction(m: re.Match) -> str:
+    """0.8\\overline{3}: 83 - 8 over 90."""
+    whole, start, block = m[1] or "0", m[2], m[3] or m[4]
+    over = (10 ** len(block) - 1) * 10 ** len(start)
+    return rf"\frac{{{int(whole + start + block) - int(whole + start)}}}{{{over}}}"
+
+
+# ------------------------------------------------------------------------------------------------------------------ parts
+
+UNITS = {name: names.split()[0] for names in (
+    "m meter metre", "km kilometer kilometre", "cm centimeter centimetre", "mm millimeter millimetre", "in inch inches", "ft foot feet",
+    "yd yard", "mi mile", "s sec second", "min minute", "h hr hour", "day", "week", "month", "yr year", "g gram gm", "kg kilogram kilo",
+    "mg milligram", "lb lbs pound", "oz ounce", "L l liter litre", "mL ml milliliter millilitre", "gal gallon", "mi/h mph", "km/h kmh kph kmph",
+    "^\\circ deg degree", "rad radian", "\\$ $ dollar usd USD", "cent ¢", "€ euro eur EUR", "£ gbp GBP", "¥ yen yuan", "₹ rs Rs rupee",
+    "am AM", "pm PM", "C", "F", "K", "N", "J", "W", "V", "A", "Hz", "Pa", "mol", "acre", "ha hectare", "\\%",
+) for name in names.split()}  # fmt: skip
+NUMBERS = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), map(str, range(2, 13)), strict=True)) | {"sixteen": "16"}
+TOKEN = re.compile(r"\\text\{[^{}]*\}|\^\\circ\b|\\[A-Za-z]+|\\.|\^\s*\{?-?\d\}?|[A-Za-z]+|\d+|\s+|.", re.DOTALL)
+MODULUS = re.compile(r",?\s*\\pmod\{([^{}]*)\}")
+BASE = re.compile(r"(?<![A-Za-z\\])(\(?(?:\d[0-9A-Fa-f]*|[A-F][0-9A-F]*\d[0-9A-F]*)\)?)_\s*(?:\{\s*(?:\\text\{)?(?:base\s*)?(\w+)\s*\}?\}|(\d))")
+IN_BASE = re.compile(r"\s*\(?(?:\\text\{\s*\(?)?(?:in )?\bbase[ -]?(\w+)\)?\s*\}?\)?$")
+LABEL = re.compile(r"^(?:\\text\{([^{}=]*)\}|([A-Z]{2,}|[A-Za-z ]{4,}))\s*[=:](?![=:])\s*(?=.)")
+CURRENCY = re.compile(r"^([-+]?)\s*(\\\$|[$€£¥₹])\s*(?=[-+.\d])")
+
+NO_UNIT = re.compile(r"\\text\{\s*(?:or|and|if|when|where|for|but|not|than|with)\b")  # 5 or more
+
+
+class Parts(NamedTuple):
+    """core: what is left when the others are taken away; moduli and bases: in the order written."""
+
+    core: str
+    moduli: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    unit: str = ""
+    label: str = ""
+
+
+def parts(text: str) -> Parts:
+    """The parts of a normal form. Total."""
+    moduli = tuple(m[1].strip() for m in MODULUS.finditer(text))
+    text = MODULUS.sub("", text).strip()
+    numbers = [m for m in BASE.finditer(text) if m[1].strip("()").isdigit() or (m[2] or m[3]).isdigit() and int(m[2] or m[3]) > 10]
+    bases = [m[2] or m[3] for m in numbers]
+    for m in reversed(numbers):
+        text = text[: m.end(1)] + text[m.end() :]
+    if m := IN_BASE.search(text):
+        bases, text = [*bases, m[1]], text[: m.start()]
+    label = ""
+    if m := LABEL.search(text):
+        label, text = words_of(m[1] or m[2]), text[m.end() :]
+    text, unit = _unit(text)
+    return Parts(bare(text), moduli, tuple(NUMBERS.get(base, base) for base in bases), unit, label)
+
+
+def _unit(text: str) -> tuple[str, str]:
+    """The text before its unit, and the unit: "km/h", "cm^2"; "" if it has none, or "units" alone."""
+    if m := CURRENCY.search(text):
+        return m[1] + text[m.end() :], UNITS[m[2]]
+    tokens = [m[0] for m in TOKEN.finditer(text)]
+    cut = len(tokens)
+    for i in range(len(tokens) - 1, 0, -1):  # the first token is never one
+        token, blank = tokens[i], not tokens[i - 1].strip()
+        known = token.startswith(("\\text{", "^\\circ")) or _known(token) and (len(token) > 1 or blank or tokens[i - 1] in "/^\\circ")
+        if known or len(token) >= 4 and token.isalpha():
+            cut = i
+        elif not (re.fullmatch(r"\s+|\^\s*\{?-?\d\}?|/|\\cdot|\$|per|sq|a", token)):
+            break
+    before, after = "".join(tokens[:cut]).rstrip(), tokens[cut:]
+    explicit = any(token.startswith(("\\text{", "^\\circ", "\\%")) for token in after[:1])
+    if not after or not before or NO_UNIT.match(after[0]) or not (explicit or re.search(r"[\d)}\]!.]$|\\pi$", before)):
+        return text, ""
+    return before, _canonical(" ".join(after))
+
+
+def _known(word: str) -> str | None:
+    """A unit by its own name, in lower case, or in the plural."""
+    return next((UNITS[w] for w in (word, word.lower(), word.lower().removesuffix("s")) if w in UNITS), None)
+
+
+def _canonical(unit: str) -> str:
+    plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", unit).replace("\\cdot", " ").split())
+    plain = re.sub(r"\b(?:square|sq\.?) (\w+)", r"\1^2", plain)
+    plain = re.sub(r"\bcubic (\w+)|\bcu\.? (\w+)", r"\1\2^3", plain)
+    plain = re.sub(r"\s*(?:\bper\b|/)\s*", "/", re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", plain))
+    plain = re.sub(r" squared\b", "^2", re.sub(r" cubed\b", "^3", plain))
+    plain = re.sub(r"\bunits?\b(?:\^\d)?", "", plain)
+    return " ".join(re.sub(r"\^\\circ|\\?[A-Za-z%$]+|[¢€£¥₹]", lambda m: _known(m[0]) or m[0].lower(), plain).split())
+
+
+def words_of(text: str) -> str:
+    """The text as words: in lower case, without blanks, quotes, \\text and full stops but decimal points."""
+    return re.sub(r"\\text(?=\{)|[\s{}\"$]|\.(?!\d)", "", text).lower()
+
+
+def prose(text: str) -> bool:
+    """Whether a parser of formulas would make a product, in any order, of what is none: words beside others or beside numbers, derivatives."""
+    plain = re.sub(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}", "", text)
+    beside = re.search(r"[\d}]\s*\\text|\\text\{[^{}]*\}\s*\w", plain)
+    plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", plain)
+    word = r"(?<![\\A-Za-z])(?:[^\W\d_]{4,}|[A-Z][a-z]{2,})"
+    return bool(beside or re.search(rf"{word}\s+\w|\w\s+{word}|\\partial|\\frac\s*\{{d[^{{}}]*\}}\{{d", plain)) or not plain.isascii()
+
+
+def symbols(text: str) -> str:
+    """The text with every run of capitals, and every word, as one symbol: an order of letters is no product. A transpose is one too."""
+    text = re.sub(r"(?<=[A-Za-z])\^\s*\{?\s*(?:T|\\top)\s*\}?(?![A-Za-z])", r"^{\\text{T}}", text)
+    runs = r"\\(?!frac|sqrt)[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+|(?<![A-Za-z])([A-Z]{2,}|[A-Za-z]{4,}|[A-Z][a-z]{2,})(?![A-Za-z])"
+    return re.sub(runs, lambda m: rf"\text{{{m[1]}}}" if m[1] else m[0], text)
