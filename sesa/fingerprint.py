@@ -21,8 +21,8 @@ from sesa.runs import ROOT, sha256
 
 # Modules whose distribution has another name. Not looked up: before the installation there is nothing to look in.
 DISTRIBUTIONS = {
-    "PIL": "pillow", "attr": "attrs", "bs4": "beautifulsoup4", "dateutil": "python-dateutil",
-    "mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "yaml": "pyyaml", "zmq": "pyzmq",
+    "PIL": "pillow", "antlr4": "antlr4-python3-runtime", "attr": "attrs", "bs4": "beautifulsoup4",
+    "dateutil": "python-dateutil", "mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "yaml": "pyyaml", "zmq": "pyzmq",
 }
 
 
@@ -217,15 +217,13 @@ class _Behind:
         if isinstance(value, MethodType) or isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType | None):
             return f"method {value.__name__} of {tell(value.__self__)}"
         if isinstance(value, ModuleType):
-            self._note(value.__name__)
-            return value.__name__
+            return self._tell_module(value.__name__)
         if isinstance(value, FunctionType) and value.__globals__.get("__name__") in self.own:
             text = self._tell_function(value)
         elif isinstance(value, type) and value.__module__ in self.own:
             raise ValueError(f"{reader} reads the variable `{name}`, a class of the notebook: define it in a module of sesa, or inside")
         else:
-            self._note(value.__module__)
-            text = f"{value.__module__}.{getattr(value, '__qualname__', name)}"
+            text = f"{getattr(value, '__qualname__', name)} of {self._tell_module(value.__module__)}"
         return f"{text} around {tell(value.__wrapped__)}" if hasattr(value, "__wrapped__") else text
 
     def _tell_function(self, function: FunctionType) -> str:
@@ -243,13 +241,15 @@ class _Behind:
             told.append(f"{name} is {self.tell(value, reader, name)}")
         return f"function({'; '.join(told)})"
 
-    def _note(self, module: str | None) -> None:
-        """Remembers a module for its files and pins; one that lies beside the notebooks counts with its source."""
+    def _tell_module(self, module: str | None) -> str:
+        """Its name, and that it counts with its files and pins; one that lies beside the notebooks counts with its source."""
         file = getattr(sys.modules.get(module or ""), "__file__", None)
         if file and Path(file).parent == ROOT / "notebooks":
             self.sources.add(Path(file).read_text(encoding="utf-8"))
-        elif module and module not in self.own:
+            return essence(Path(file).read_text(encoding="utf-8"))
+        if module and module not in self.own:
             self.modules.add(module)
+        return str(module)
 
 
 def _is_code(value: Any) -> bool:

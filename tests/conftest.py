@@ -1,5 +1,6 @@
 """What several test files need: a home for files away from the checkout, small language models, one reference computation."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """Another Python process that finds this checkout's `sesa`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SESA_BATCH": "1"} | variables
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def module_of(path: Path, source: str):
+    """Source text as a module, as a notebook's functions would be: with a file that `inspect` can read."""
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def random_llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
