@@ -269,7 +269,7 @@ def message(shown: pd.DataFrame) -> str:
     """What the rows of `headline` say, in one line: how many have which verdict."""
     counts = shown["verdict"].value_counts()
     said = "; ".join(f"{n} {name}" for name, n in counts.items())
-    return f"Of {len(shown)} rows: {said}" if {*counts.index} & {*DECIDED} else f"No claim is decided here: {said}"
+    return f"Of {len(shown)} rows: {said}" if {*counts.index} & {*DECIDED} else f"No claim of the paper is decided here: {said}"
 
 
 # ----------------------------------------------------------------------------------------------------------- markdown

@@ -481,7 +481,7 @@ def test_the_headline_has_one_row_per_claim_and_method(in_tmp):
     ]
     assert set(shown["id"]) == set(PAPER)  # claims without a measurement stay in sight
     assert message(shown) == "Of 10 rows: 7 not run at this scale; 2 variant, not judged; 1 reproduced"
-    assert message(shown[shown["verdict"] != "reproduced"]) == "No claim is decided here: 7 not run at this scale; 2 variant, not judged"
+    assert message(shown[shown["verdict"] != "reproduced"]) == "No claim of the paper is decided here: 7 not run at this scale; 2 variant, not judged"
 
 
 def test_shares_of_the_papers_effect_by_hand():
