@@ -1,22 +1,27 @@
-"""Tasks in the words of a model's own chat template.
+"""Tasks with a model's own chat template.
 
-Tasks write their chat form in ChatML, which Qwen and SmolLM2 read. `Templated` says the same in any other template, Llama's or Gemma's,
-by exchanging what stands between two messages. So a longer history still only appends, and a list or a trajectory is still one sequence.
-What a template does to messages beyond that (Qwen3 takes the thoughts out of earlier turns) is not done.  (Our choice.)
+Tasks write their chat form in ChatML, which Qwen and SmolLM2 read. `Templated` says the same in any other template,
+Llama's or Gemma's, by exchanging what stands between two messages. So a longer history still only appends, and a list
+or a trajectory is still one sequence. What a template does to messages beyond that (Qwen3 takes the thoughts out of
+earlier turns) is not done.  (Our choice.)
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from sesa.tasks.generated import END
 
-DATE = "26 Jul 2024"  # where a template shows the day, as Llama 3's does: a run that goes on tomorrow must see the same prompts
+# Where a template shows the day: a run that resumes tomorrow must see the same prompts. (Llama 3's own default.)
+DAY = datetime(2024, 7, 26)
 TURN = f"{END}\n<|im_start|>%s\n"  # from one message to the next, in ChatML
 
 
@@ -40,8 +45,8 @@ class Template:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The chat template of this tokenizer, read off a conversation that it renders. Without a role for the system, as Gemma's, that message
-    stands at the top of the user's first.
+    """The chat template of this tokenizer, read off a conversation that it renders, on the same day always. Without a
+    role for the system, as Gemma's, that message stands at the top of the user's first.
 
     Raises:
         ValueError: it has no chat template, renders no such conversation, or closes an answer with no special token.
@@ -50,26 +55,39 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         raise ValueError(f"{tokenizer.name_or_path} has no chat template: take an instruction-tuned model")
     said = [("system", "SAIDBYSYSTEM"), ("user", "SAIDBYUSER"), ("assistant", "SAIDBYASSISTANT"), ("user", "SAIDNEXT")]
     messages = [{"role": role, "content": text} for role, text in said]
-    how = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
     try:
-        text = tokenizer.apply_chat_template(messages, **how)
+        text = _rendered(tokenizer, messages)
     except TemplateError:
         messages[1]["content"] = "SAIDBYSYSTEM\n\nSAIDBYUSER"
-        text = tokenizer.apply_chat_template(messages[1:], **how)
+        try:
+            text = _rendered(tokenizer, messages[1:])
+        except TemplateError as e:
+            raise ValueError(f"the chat template of {tokenizer.name_or_path} renders no conversation: {e}") from e
     parts = re.fullmatch("(.*)".join(["", *(text for _, text in said), ""]), text, re.DOTALL)
     special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
     ends = [i for i in tokenizer.encode(parts[4], add_special_tokens=False) if i in special] if parts else []
-    if not parts or parts[3] != parts[5] or not ends or not parts[4].lstrip().startswith(stop := tokenizer.decode(ends[:1])):
+    stop = tokenizer.decode(ends[:1])
+    if not parts or parts[3] != parts[5] or not ends or not parts[4].lstrip().startswith(stop):
         raise ValueError(f"the chat template of {tokenizer.name_or_path} is of a kind not known here: {text!r}")
     return Template(parts[1], parts[2], parts[3], parts[4].lstrip(), stop)
 
 
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """The conversation on `DAY`. A template asks for the day by `strftime_now`, which transformers gives it and
+    nobody can replace: so the clock that it reads stands still meanwhile."""
+    clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None: DAY)})
+    how = {"tokenize": False, "add_generation_prompt": True, "date_string": DAY.strftime("%d %b %Y")}
+    with patch.object(chat_template_utils, "datetime", clock):
+        return tokenizer.apply_chat_template(messages, **how)
+
+
 class Templated:
-    """A task in the chat form, puzzle or agent, with prompts in the words of a template; for the members see `sesa.tasks`."""
+    """A task in the chat form, puzzle or agent, with a model's own chat template; for the members see `sesa.tasks`."""
 
     def __init__(self, task: Any, template: Template):
         if task.config.form != "chat":
-            raise ValueError(f"{type(task).__name__} must have the chat form for a model with a chat template: form='chat'")
+            name = type(task).__name__
+            raise ValueError(f"{name} must have the chat form for a model with a chat template: form='chat'")
         self.task, self.template = task, template
         self.stop = template.stop if task.stop == END else task.stop  # of a list, the end of its line
 
@@ -91,6 +109,10 @@ class Templated:
         return self.template.translate(self.task.observe(problem, state, proposals))
 
     def warm_start_texts(self, rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
-        """Prompts in the words of the template, and completions that end with its stop."""
+        """Prompts in the template, and completions that end with its stop."""
+
+        def said(part: str, completes: bool) -> str:
+            return part.replace(END, self.stop) if completes else self.template.translate(part)
+
         texts = self.task.warm_start_texts(rng, n)
-        return [tuple(p.replace(END, self.stop) if i % 2 else self.template.translate(p) for i, p in enumerate(text)) for text in texts]
+        return [tuple(said(part, i % 2 == 1) for i, part in enumerate(text)) for text in texts]
