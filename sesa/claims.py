@@ -140,7 +140,8 @@ def capped(claim: str, baseline: float, best: float) -> str:
     """Why a setting cannot show the paper's effect: even `best`, the most that can be reached in it, is less than that
     above the baseline's mean. Empty where the paper's effect can be reached."""
     kind, paper = paper_claims().loc[claim, ["effect_kind", "paper_effect"]]
-    most = best / baseline if kind == "ratio" else best - baseline
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most = np.divide(best, baseline) if kind == "ratio" else best - baseline
     if not most < paper:
         return ""
     return f"at most {_sign(kind).format(most)} can be reached here, less than the paper's {_sign(kind).format(paper)}"

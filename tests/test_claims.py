@@ -30,7 +30,7 @@ from sesa.claims import (
     verdict,
     with_claims,
 )
-from sesa.intervals import chance_note, interval
+from sesa.intervals import chance_note, interval, written
 from sesa.runs import DataError
 
 PAPER = {  # id: baseline, value, kind, effect, as the notes on the paper say
@@ -388,6 +388,7 @@ def test_a_ceiling_below_the_papers_effect_is_no_test():
     assert capped("sudoku-pass32", 0.96, 1.0) == "at most +0.04 can be reached here, less than the paper's +0.06"
     assert capped("sudoku-pass32", 0.7, 1.0) == ""
     assert capped("agents-relative", 0.338, 0.5).startswith("at most ×1.48")
+    assert capped("agents-relative", 0.0, 0.5) == capped("recovery", float("nan"), 1.0) == ""  # nothing bounds it
 
 
 def test_a_baseline_that_learned_nothing_is_no_test():
@@ -531,7 +532,7 @@ def test_markdown_has_one_line_a_row_with_its_numbers(in_tmp):
         "reproduced",
     ]
     assert by_claim["sudoku-pass32"][1:] == ["(+0.06)", "sesa, G=8", "analogue: 4x4", "0.1 → 0.05", "-0.05 [-0.10, +0.01]", "2", "variant, not judged"]
-    assert by_claim["aime24-passk"][-3:] == ["+0.10 (one seed)", "1", "not a test: nothing learned"]
+    assert by_claim["aime24-passk"][-3:] == [written([0.1, np.nan, np.nan], "{:+.2f}"), "1", "not a test: nothing learned"]
     assert by_claim["recovery"][-3:-1] == ["×2 [×1.9, ×2.1]; pass@1 +0.00 [+0.00, -0.10]; pass@16 +0.00 [+0.00, +0.00]", "3"]
     assert by_claim["recovery"][-1] == "contradicted: pass@1 fell"
     assert by_claim["agents-gain-1"][1:] == ["(+0.25)", "", "", "", "", "", "not run at this scale"]
