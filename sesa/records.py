@@ -79,7 +79,7 @@ def recorded(
         bar.update(len(pieces) - len(todo))
         for i, table, seconds in _compute({i: {**pieces[i], **common} for i in todo}, compute, jobs):
             for column, value in reversed(pieces[i].items()):
-                table.insert(0, column, [value] * len(table))
+                table.insert(0, column, pd.Series([value] * len(table), index=table.index, dtype=object))
             content = to_csv(table).encode("utf-8")
             manifest = {"inputs": inputs[i], "sha256": hashlib.sha256(content).hexdigest(), "seconds": round(seconds, 1), **origin()}
             write_atomic(paths[i], content)
@@ -149,7 +149,7 @@ def _parse(content: bytes):
     only_empty = {"keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
     table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(coded, str), **only_empty)
     for name in coded:
-        table[name] = [None if _is_missing(cell) else json.loads(cell) for cell in table[name]]
+        table[name] = pd.Series([None if _is_missing(cell) else json.loads(cell) for cell in table[name]], dtype=object)
     return table.rename(columns={name: name.removesuffix(JSON_COLUMN) for name in coded})
 
 

@@ -117,6 +117,112 @@ def test_recorded_keeps_numbers_to_the_last_bit(home, tmp_path):
     assert table["x"].to_numpy().tobytes() == module.numbers(0).tobytes() and len(table) > 1900
 
 
+ODD = ["None", "", "/", "NA", "nan", "NaN", "null", "<NA>", "007", "1", "1.50", "-0", "1e5", "inf", "True", "false", " ", "  x ", "é", "你好\u2028", "a,b"]
+ODD += ['"quoted"', 'half "', "'", "a\nb", "a\r\nb", "\r", "\t", "\\n", "[1, 2]", "{}", "\ufeff", "\0", "\ud800", "#", "x" * 5000, "2020-01-01"]
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+@pytest.mark.parametrize("others", [[], ["plain"], ["plain", None], [None]], ids=["alone", "beside a text", "with a gap", "with only a gap"])
+def test_a_table_gives_back_any_text(tmp_path, text, others):
+    """In a column of its own, and beside one of numbers."""
+    kind = object if text == "\ud800" else None  # half a character, which pandas holds only so
+    for table in (pd.DataFrame({"t": [text, *others]}, dtype=kind), pd.DataFrame({"n": range(1 + len(others)), "t": [*others, text]}, dtype=kind)):
+        (tmp_path / "t.csv").write_bytes(to_csv(table).encode())
+        back = read_table(tmp_path / "t.csv")
+        assert list(back) == list(table)
+        assert [None if pd.isna(v) else v for v in back["t"]] == [None if pd.isna(v) else v for v in table["t"]]
+        assert "n" not in table or back["n"].tolist() == table["n"].tolist()
+
+
+CELLS = st.none() | st.text(max_size=8) | st.sampled_from(ODD[:20]) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.booleans()
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=4))
+def test_a_table_gives_back_any_mixture(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("mixture") / "t.csv"
+    path.write_bytes(to_csv(pd.DataFrame({"a": pd.Series([a for a, _ in rows], dtype=object), "b": [b for _, b in rows]})).encode())
+    back = read_table(path)
+    for column, wanted in zip("ab", zip(*rows, strict=True), strict=True):
+        found = [None if v is None or isinstance(v, float) and np.isnan(v) else v for v in back[column].tolist()]
+        assert found == [*wanted]
+        assert [isinstance(v, str) for v in found] == [isinstance(v, str) for v in wanted]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([1, -(2**63)]), np.array([2**64 - 1, 0], "uint64"), np.array([True, False]), [True, False], [1.0, 2.0], [0.1, None], [1e308, -0.0],
+        pd.array([2**60 + 1, None], "Int64").astype(object), ["a", "b"], [[1, "2"], {"k": None}], [1, "1"], [True, "True"],
+    ],
+    ids=str,
+)
+def test_a_table_keeps_kinds(tmp_path, column):
+    table = pd.DataFrame({"x": column})
+    (tmp_path / "t.csv").write_text(to_csv(table))
+    back = read_table(tmp_path / "t.csv")
+    assert [v if not pd.api.types.is_scalar(v) or not pd.isna(v) else None for v in back["x"].tolist()] == [
+        v if not pd.api.types.is_scalar(v) or not pd.isna(v) else None for v in table["x"].tolist()
+    ]
+    assert table["x"].dtype == object or back["x"].dtype == table["x"].dtype
+
+
+def test_a_table_keeps_the_value_of_small_floats_and_a_column_without_values(tmp_path):
+    table = pd.DataFrame({"half": np.array([0.1, 2.5], "float32"), "none": [None, None], "cat": pd.Categorical(["007", "a"])})
+    (tmp_path / "t.csv").write_text(to_csv(table))
+    back = read_table(tmp_path / "t.csv")
+    assert back["half"].tolist() == table["half"].tolist() and back["none"].isna().all() and back["cat"].tolist() == ["007", "a"]
+
+
+def test_plain_tables_are_plain_csv():
+    table = pd.DataFrame({"arm": ["sesa", "parallel+kl"], "x": [0.5, None], "t": ["NA", "a, b"], "n": [1, 2], "odd": ["", "7"]})
+    assert to_csv(table) == 'arm,x,t,n,odd (JSON)\nsesa,0.5,NA,1,""""""\nparallel+kl,,"a, b",2,"""7"""\n'
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*/records/*.csv")), ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_committed_records_are_read_as_ever(path):
+    """Records of before there were columns of JSON; and writing them again gives their bytes."""
+    table = read_table(path)
+    assert to_csv(table).encode() == path.read_bytes()
+    if " (JSON)" not in path.read_text(encoding="utf-8"):
+        pd.testing.assert_frame_equal(table, pd.read_csv(path), check_exact=True)
+
+
+TEXTS = """
+import pandas as pd
+
+
+def draw(name, more=None):
+    return pd.DataFrame({"x": [name, str(len(name))], "more": [more, more]}, dtype=object)
+"""
+
+
+def test_pieces_may_be_named_by_any_text(home, tmp_path, monkeypatch):
+    """No two share a file, and each comes back: as a column of the piece, and as a value; from runs/ and from the published table."""
+    draw = module_of(tmp_path / "texts.py", TEXTS).draw
+    texts = [*ODD, "A", "a", "../up", "a/b", "a_b", "x" * 4999]
+    pieces = [{"name": text} for text in texts]
+    table = recorded("01_a", "smoke", "texts", draw, pieces, more="None")
+    assert table["name"].tolist() == [text for text in texts for _ in range(2)]
+    assert table["x"].tolist() == [v for text in texts for v in (text, str(len(text)))]
+    assert set(table["more"]) == {"None"}
+    files = [p.name for p in (home / "runs" / "smoke" / "01_a").iterdir()]
+    assert len({f.lower() for f in files}) == 2 * len(texts) and max(map(len, files)) < 150
+    shutil.rmtree(home / "runs")
+    monkeypatch.setenv("SESA_REDRAW", "1")
+    pd.testing.assert_frame_equal(recorded("01_a", "smoke", "texts", draw, pieces, more="None"), table)
+
+
+def test_pieces_whose_names_would_run_together_are_apart(home, tmp_path):
+    source = "import pandas as pd\n\n\ndef draw(a=0, ab=0, b=0):\n    return pd.DataFrame({'said': [repr((a, ab, b))]})\n"
+    draw = module_of(tmp_path / "apart.py", source).draw
+    pieces = [{"a": "b1"}, {"ab": 1}, {"a": "1-b2"}, {"a": 1, "b": 2}, {"a": 1}, {"a": "1"}, {"a": True}, {"a": 1.0}, {"a": {"b": [1]}}]
+    table = recorded("01_a", "smoke", "apart", draw, pieces)
+    assert table["said"].tolist() == [repr((p.get("a", 0), p.get("ab", 0), p.get("b", 0))) for p in pieces]
+    assert table["a"].tolist()[4:] == [1, "1", True, 1.0, {"b": [1]}]
+    assert [type(v) for v in table["a"].tolist()[4:]] == [int, str, bool, float, dict]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "redone"),
     [
@@ -269,3 +375,39 @@ def test_recorded_with_two_jobs_gives_the_bytes_of_one(script):
     code, computed, two, stderr = script("two", jobs=2)
     assert (code, computed) == (0, ALL), stderr
     assert one == two
+
+
+SLOW_FIRST = """
+import os, sys, time
+import pandas as pd
+from sesa.records import recorded
+
+
+def draw(seed, n):
+    parent = os.getppid()
+    while seed == 0 and "SLOW" in os.environ and os.getppid() == parent:  # until this run is killed
+        time.sleep(0.05)
+    return pd.DataFrame({"x": [seed * i for i in range(n)]})
+
+
+print(recorded("01_a", "smoke", "draws", draw, [{"seed": s} for s in range(4)], jobs=2, n=3)["x"].tolist())
+"""
+
+
+def test_a_slow_first_piece_loses_nothing_of_the_others_when_killed(tmp_path):
+    (tmp_path / "script.py").write_text(SLOW_FIRST)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SESA_HOME": str(tmp_path / "home"), "SESA_BATCH": "1", "SESA_REDRAW": ""}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], env=environment | {"SLOW": "1"}, start_new_session=True)
+    runs = tmp_path / "home" / "runs" / "smoke" / "01_a"
+    try:
+        deadline = time.monotonic() + 60
+        while len([*runs.glob("draws-*.json")]) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()  # kill -9, as the system does
+        process.wait()
+    assert sorted(p.name.split("-")[1] for p in runs.glob("draws-*.json")) == ["seed1", "seed2", "seed3"]
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[0, 0, 0, 0, 1, 2, 0, 2, 4, 0, 3, 6]\n", done.stderr
+    assert "draws: 4/4" in done.stderr and "seed1" not in done.stderr, "only the first was left to do"
