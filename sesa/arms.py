@@ -12,17 +12,21 @@ tree of actions: at most as many trajectories), updates and optimiser.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, field, fields, replace
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field, StrictBool, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from sesa import sampling
 from sesa.collapse import Monitor
+from sesa.config import CONFIG, Amount, Count
 from sesa.objective import Objective
 from sesa.runs import derive_seed
 from sesa.sampling import Sampling
-from sesa.tasks import Environment
+from sesa.tasks import is_environment
 
 ONE_TURN = (sampling.parallel, sampling.sequential, sampling.sesa, sampling.iid_sketches)
 AGENTS = (sampling.parallel, sampling.actions, sampling.iid_actions)
@@ -30,45 +34,73 @@ SAMPLERS = {f.__name__: f for f in (*ONE_TURN, *AGENTS)}
 ADDITIONS = {"kl": {"kl": 0.1}, "replay": {"replay": 0.1}, "unique": {"duplicate_reward": -0.5}, "distill": {"distill": 1.0}}
 
 
-@dataclass(frozen=True)
-class Training:
-    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named."""
+def _known(arm: str) -> str:
+    sampler, *additions = arm.split("+")
+    if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
+        raise ValueError(f"no arm {arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
+    return arm
 
-    arm: str = "parallel"
-    on_collapse: str | None = None  # the arm to go on with while the monitor says that the policy has collapsed
-    steps: int = 200  # RAGEN: 200
-    problems_per_step: int = 16  # RAGEN: 8
-    group_size: int = 8  # RAGEN: 16
-    branch: int = 4  # an agent's proposals at a state, at most, in a tree of at most group_size trajectories
-    temperature: float = 1.0  # RAGEN: 1
-    updates: int = 2  # of the weights, from one set of rollouts
-    learning_rate: float = 5e-4  # for a tiny LM; found in prototypes
-    max_grad_norm: float = 1.0
-    filter_groups: bool = False  # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
-    micro_batch: int = 256  # sequences in one forward pass; lower it when memory runs out. It does not change the result
-    probe_every: int = 10
-    checkpoint_every: int = 25
-    objective: Objective = field(default_factory=Objective)
+
+Arm = Annotated[str, AfterValidator(_known)]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Training:
+    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named.
+
+    `sampling`, `objective` and `monitor` take dictionaries too, as YAML gives them, and the numbers of `sampling` may also stand at the
+    top: Training(group_size=4). A name that there is none of, or a wrong number, is a ValueError that says where it stands.
+    """
+
+    arm: Arm = "parallel"
+    on_collapse: Arm | None = None  # the arm to go on with while the monitor says that the policy has collapsed
+    steps: Count = 200  # RAGEN: 200. No part of what a run is: with more of them it goes on
+    problems_per_step: Count = 16  # RAGEN: 8
+    sampling: Sampling = Sampling()  # of a group. RAGEN: group_size 16, temperature 1
+    updates: Count = 2  # of the weights, from one set of rollouts
+    learning_rate: Amount = 5e-4  # for a tiny LM; found in prototypes
+    max_grad_norm: Annotated[float, Field(gt=0, strict=True)] = 1.0
+    filter_groups: StrictBool = False  # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
+    micro_batch: Count = 16384  # tokens, padding too, in one forward pass of an update. It changes results by rounding only
+    probe_every: Count = 10
+    checkpoint_every: Count = 25
+    objective: Objective = Objective()
     monitor: Monitor = field(default_factory=Monitor)  # for on_collapse
 
-    def __post_init__(self):
-        for arm in filter(None, (self.arm, self.on_collapse)):
-            sampler, *additions = arm.split("+")
-            if sampler not in SAMPLERS or not set(additions) <= ADDITIONS.keys():
-                raise ValueError(f"no arm {arm!r}: take one of {', '.join(SAMPLERS)}, then any of +{', +'.join(ADDITIONS)}")
-        for name in ("steps", "problems_per_step", "group_size", "branch", "updates", "micro_batch", "probe_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Training.{name} must be at least 1, not {getattr(self, name)}")
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: ArgsKwargs) -> ArgsKwargs:
+        """Moves numbers of sampling from the top to where they belong. Over a `Sampling` they win, as in `replace`."""
+        named = dict(given.kwargs or {})
+        top = {f.name: named.pop(f.name) for f in fields(Sampling) if f.name in named}
+        below = named.get("sampling", {})
+        if top and isinstance(below, Sampling):
+            named["sampling"] = asdict(below) | top
+        elif top and isinstance(below, dict):
+            if twice := [name for name in top if name in below]:
+                raise ValueError(f"{', '.join(twice)}: given at the top and in sampling")
+            named["sampling"] = below | top
+        return ArgsKwargs(given.args, named)
+
+    @property
+    def group_size(self) -> int:
+        """Of `sampling`."""
+        return self.sampling.group_size
+
+    @property
+    def branch(self) -> int:
+        """Of `sampling`."""
+        return self.sampling.branch
+
+    @property
+    def temperature(self) -> float:
+        """Of `sampling`."""
+        return self.sampling.temperature
 
     @property
     def sampler(self):
         """The function of `sesa.sampling` that draws the groups."""
         return SAMPLERS[self.arm.split("+")[0]]
-
-    @property
-    def sampling(self) -> Sampling:
-        """How a group is drawn in training."""
-        return Sampling(self.group_size, temperature=self.temperature, branch=self.branch)
 
     @property
     def two_stages(self) -> bool:
@@ -82,9 +114,9 @@ class Training:
 
     @property
     def full_objective(self) -> Objective:
-        """The objective with what the arm adds."""
-        added = [ADDITIONS[name] for name in self.arm.split("+")[1:]]
-        return replace(self.objective, **{key: value for addition in added for key, value in addition.items()})
+        """The objective with what the arm adds; a number that was given, one that is not the default, stays as it is."""
+        added = {key: value for name in self.arm.split("+")[1:] for key, value in ADDITIONS[name].items()}
+        return replace(self.objective, **{key: v for key, v in added.items() if getattr(self.objective, key) == getattr(Objective, key)})
 
     @property
     def needs_reference(self) -> bool:
@@ -93,7 +125,7 @@ class Training:
 
     def suit(self, task: Any) -> None:
         """Raises ValueError if the arm does not know how to answer this task."""
-        suited = AGENTS if isinstance(task, Environment) else ONE_TURN
+        suited = AGENTS if is_environment(task) else ONE_TURN
         if self.sampler not in suited:
             raise ValueError(f"{self.arm} cannot answer {type(task).__name__}: take one of {', '.join(f.__name__ for f in suited)}")
 

@@ -39,6 +39,7 @@ from trl.models import unwrap_model_for_generation
 
 from sesa.arms import Training
 from sesa.cluster import Hardware, lora_config, read_profile
+from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import tiny_lm
@@ -46,8 +47,8 @@ from sesa.objective import Objective, rollout_advantages, with_advantages
 from sesa.packing import pack
 from sesa.plan import show
 from sesa.runs import derive_seed, differing, home, read_json, write_atomic
-from sesa.sampling import Group, actions, iid_actions
-from sesa.tasks import Environment, Task
+from sesa.sampling import Group, Sampling, actions, iid_actions
+from sesa.tasks import Task, is_environment
 from sesa.tasks.chat import Templated, template_of
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
@@ -55,7 +56,7 @@ from sesa.tasks.math import MathConfig, MathTask
 from sesa.tasks.paths import PathConfig, PathTask
 from sesa.tasks.sokoban import Sokoban, SokobanConfig
 from sesa.tasks.sudoku import SudokuConfig, SudokuTask
-from sesa.training import TrainingError, describe
+from sesa.training import NO_PART_OF_A_RUN, TrainingError, describe, line_of
 
 # name -> task with this field of its configuration
 TASKS: dict[str, Callable[..., Task]] = {
@@ -67,6 +68,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sokoban": lambda **form: Sokoban(SokobanConfig(**form)),
 }
 LOGGED = {"loss": "loss", "grad_norm": "grad_norm", "entropy": "entropy", "clip_ratio/region_mean": "clip_ratio", "kl": "kl"}
+ROW = "prompt_ids", "completion_ids", "logprobs", "env_mask"  # fields of what TRL's rollout_func returns
 WHOLE = "whole.json"  # in a checkpoint: the sizes of its files, written when all processes have written theirs
 
 
@@ -88,38 +90,31 @@ class Rollouts:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
             groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], config.sampling, seed)
-        self.metrics = describe(groups)  # of this process; logged is the mean over processes, so that of these is the sum
+        self.metrics = describe(groups, config.full_objective)  # of this process; logged is the mean over processes, so that of these is the sum
         for count in ("rollouts", "completion_tokens", "overflows"):
             self.metrics[count] *= trainer.accelerator.num_processes
-        if isinstance(self.task, Environment):
-            return self.trajectories(groups)
+        if is_environment(self.task):
+            return self.trajectories(groups, tokenizer.eos_token_id or 0)
         completions, advantages = with_advantages(groups, config.full_objective)
+        rows = [row_of([c], tokenizer.eos_token_id or 0) for c in completions]
         return {
-            "prompt_ids": [c.prompt_ids for c in completions],
-            "completion_ids": [c.ids for c in completions],
-            "logprobs": [c.logprobs for c in completions],
+            **{name: list(column) for name, column in zip(ROW, zip(*rows, strict=True), strict=True)},
             "reward": [r.reward for g in groups for r in (*g.sketches, *g.rollouts)],
             "advantage": advantages.tolist(),
         }
 
-    def trajectories(self, groups: Sequence[Group]) -> dict[str, list]:
+    def trajectories(self, groups: Sequence[Group], end: int) -> dict[str, list]:
         """A row per trajectory: after the prompt of its first turn all that followed, with `env_mask` 1 where the policy wrote. A tree of
-        fewer trajectories is filled up with rows that no loss sees."""
-        rows: dict[str, list] = {name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward", "advantage")}
+        fewer trajectories is filled up with rows that no loss sees. end: see `row_of`."""
+        rows: dict[str, list] = {name: [] for name in (*ROW, "reward", "advantage")}
         for group in groups:
             advantages = rollout_advantages(group, self.config.full_objective).tolist()
             for i in range(self.rows):
                 seen = i < len(group.rollouts)
                 rollout = group.rollouts[i if seen else 0]
-                # One sequence, unless a tokenizer, after a branch, reads what was written as other tokens: then its last turns alone.
-                sequence = pack(rollout.completions)[-1]
-                first = next(t for t, owner in enumerate(sequence.owner) if owner >= 0)
-                owners = sequence.owner[first:]
-                logprobs = iter([p for o in dict.fromkeys(o for o in owners if o >= 0) for p in rollout.completions[o].logprobs])
-                rows["prompt_ids"].append(tuple(sequence.ids[:first]))
-                rows["completion_ids"].append(tuple(sequence.ids[first:]))
-                rows["logprobs"].append([next(logprobs) if o >= 0 else 0.0 for o in owners])
-                rows["env_mask"].append([int(o >= 0 and seen) for o in owners])
+                row = row_of(rollout.completions, end)
+                for name, value in zip(ROW, row if seen else (*row[:3], [0] * len(row[3])), strict=True):
+                    rows[name].append(value)
                 rows["reward"].append(rollout.reward if seen else 0.0)
                 rows["advantage"].append(advantages[i] if seen else 0.0)
         return rows
@@ -129,6 +124,25 @@ class Rollouts:
         for name, value in self.metrics.items():
             log_metric(f"rollout/{name}", value)  # the mean over processes, which hold equally many problems
         return advantage
+
+
+def row_of(completions: Sequence[Completion], end: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], list[int]]:
+    """One row of TRL's, its fields as in `ROW`: the turns of a trajectory, or one completion; the mask is 1 where the policy wrote.
+
+    They are one sequence, unless a tokenizer, after a branch, reads what was written as other tokens: then its last turns alone. TRL trains
+    on what it reads, so a turn's last token that the next prompt does not show (`Packed.ends`), such as <|endoftext|> where it shows
+    <|im_end|>, is not learnt here; `sesa.training` learns it. Where nothing was written the row is `end`, a token that no loss sees.
+    """
+    packed = pack(completions)
+    if not packed:
+        return completions[0].prompt_ids, (end,), (0.0,), [0]
+    sequence = packed[-1]
+    first = next(t for t, owner in enumerate(sequence.owner) if owner >= 0)
+    owners = sequence.owner[first:]
+    drawn_with = iter([p for o in dict.fromkeys(o for o in owners if o >= 0) for p in completions[o].logprobs])
+    logprobs = tuple(next(drawn_with) if owner >= 0 else 0.0 for owner in owners)
+    mask = [int(owner >= 0 and t not in sequence.ends) for t, owner in enumerate(owners, first)]
+    return tuple(sequence.ids[:first]), tuple(sequence.ids[first:]), logprobs, mask
 
 
 class Records(TrainerCallback):
@@ -150,7 +164,7 @@ class Records(TrainerCallback):
             self.logs, path = [], Path(args.output_dir) / "metrics.jsonl"
             if state.is_world_process_zero:  # a resumed run has lines of steps that it does again
                 before = path.read_text(encoding="utf-8").splitlines(keepends=True)[: row["step"]] if path.exists() else []
-                write_atomic(path, "".join([*before, json.dumps(row) + "\n"]))
+                write_atomic(path, "".join([*before, line_of(row)]))
 
     def on_save(self, args, state, control, **_) -> None:
         PartialState().wait_for_everyone()
@@ -160,8 +174,11 @@ class Records(TrainerCallback):
             write_atomic(folder / WHOLE, json.dumps(files) + "\n")
 
 
-def trl_config(task: Task, config: Training, seed: int, folder: Path, processes: int, kind=None, vllm="off", **more: Any) -> GRPOConfig:
-    """`config` in TRL's words, for so many processes. kind: the class to make, None: GRPOConfig. more: its other fields.
+def trl_config(
+    task: Task, config: Training, seed: int, folder: Path, processes: int, kind=None, vllm="off", micro_batch=256, **more: Any
+) -> GRPOConfig:
+    """`config` in TRL's words, for so many processes. kind: the class to make, None: GRPOConfig. micro_batch: rows in one forward pass of a
+    process, at most, in the place of config's, which counts tokens. more: other fields.
 
     Raises:
         ValueError: TRL cannot do what is asked, or groups would be split over processes.
@@ -170,13 +187,13 @@ def trl_config(task: Task, config: Training, seed: int, folder: Path, processes:
     asked = asdict(objective) | asdict(config)
     if beyond := [name for name in ("replay", "distill", "on_collapse", "filter_groups") if asked[name]]:
         raise ValueError(f"{' and '.join(beyond)}: not done inside TRL, but by sesa.training")
-    if isinstance(task, Environment) and objective.reduction == "sequence":
+    if is_environment(task) and objective.reduction == "sequence":
         raise ValueError('reduction="sequence" takes the mean over turns in sesa.training, and over trajectories inside TRL: take "token"')
     config.suit(task)
     if config.sampler in (actions, iid_actions) and objective.duplicate_reward is not None:
         raise ValueError(f"{config.arm}: what a tree's dropped proposals earn is not done inside TRL, but by sesa.training")
     together = vllm == "server" or more.get("vllm_tensor_parallel_size", 1) > 1
-    if isinstance(task, Environment) and together and processes > 1:
+    if is_environment(task) and together and processes > 1:
         # TRL gathers the prompts of all processes at every call, so one whose games are over would keep the others waiting for ever.
         raise ValueError("agents end after different numbers of turns, so processes cannot share a vLLM: take --vllm colocate, one GPU each")
     n, rows = min(config.problems_per_step, len(task.problems)), Rollouts(task, config, seed).rows
@@ -184,7 +201,7 @@ def trl_config(task: Task, config: Training, seed: int, folder: Path, processes:
         split = f"{n} problems x {rows} rows / {processes} processes = {n * rows / processes:g} rows each, not whole groups of {rows}"
         raise ValueError(f"{split}: make the problems of a step a multiple of {processes}")
     local = n // processes * rows
-    at_once = max(d for d in range(1, min(local, config.micro_batch) + 1) if local % d == 0)
+    at_once = max(d for d in range(1, min(local, micro_batch) + 1) if local % d == 0)
     return (kind or GRPOConfig)(
         output_dir=str(folder), seed=derive_seed(seed, config.arm, "trl") % 2**32, use_cpu=not torch.accelerator.is_available(),
         report_to="none", logging_steps=1, logging_nan_inf_filter=False, save_steps=config.checkpoint_every * config.updates,
@@ -253,8 +270,8 @@ def train(model: str, task: Task, config: Training, seed: int, folder: Path, **h
     `make_trainer` and `resumable` do, and TrainingError at a loss or gradient that is no number.
     """
     trainer = make_trainer(model, task, config, seed, folder, **how)
-    kept = {key: value for key, value in asdict(config).items() if key not in ("steps", "micro_batch", "probe_every", "checkpoint_every")}
-    kept |= {key: value for key, value in how.items() if not key.startswith("vllm_")}  # where vLLM runs may change
+    kept = {key: value for key, value in asdict(config).items() if key not in (*NO_PART_OF_A_RUN, "probe_every")}
+    kept |= {key: value for key, value in how.items() if not key.startswith("vllm_") and key != "micro_batch"}  # where vLLM runs may change
     kept |= {key: getattr(task, key, None) for key in LIMITS}
     with PartialState().main_process_first():
         checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}"})
@@ -273,23 +290,23 @@ def asked(task: str, model: str, dry_run: bool) -> Task:
 
 
 LIMITS = "max_tokens", "sketch_max_tokens"  # of a task
-NUMBERS = "arm", "steps", "problems_per_step", "group_size", "updates", "temperature", "learning_rate", "micro_batch"  # of a Training
-HOW = "vllm", "bf16", "gradient_checkpointing", "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization"  # for make_trainer
+NUMBERS = "arm", "steps", "problems_per_step", "group_size", "updates", "temperature", "learning_rate"  # of a Training
+HOW = "vllm", "bf16", "gradient_checkpointing", "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization", "micro_batch"  # for make_trainer
 OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("task", "paths", f"one of: {', '.join(TASKS)}"),
     ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),
     ("arm", "sesa", "parallel, sequential, sesa or iid_sketches, of an agent parallel, actions or iid_actions; then +unique, +kl, or both"),
     ("steps", Training.steps, "sets of rollouts in all; from each the weights are updated --updates times"),
     ("problems_per_step", Training.problems_per_step, "of all processes together; a multiple of their number"),
-    ("group_size", Training.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),
+    ("group_size", Sampling.group_size, "G, solutions per problem; two-stage arms draw as many sketches"),
     ("updates", Training.updates, "of the weights, from one set of rollouts"),
     ("max_tokens", 0, "of a solution or a turn, at most; 0: the task's own limit"),
     ("sketch_max_tokens", 0, "of a sketch, at most; 0: the task's own limit"),
-    ("temperature", Training.temperature, "of sampling"),
+    ("temperature", Sampling.temperature, "of sampling"),
     ("learning_rate", Training.learning_rate, "of AdamW, constant; the default is for the tiny LM"),
     ("clip_low", Objective.clip_low, "the ratio is clipped at 1 - this"), ("clip_high", Objective.clip_high, "and at 1 + this"),
-    ("kl", Objective.kl, "weight of the KL term to the first policy; the arm's +kl sets its own"),
-    ("micro_batch", Training.micro_batch, "rows in one forward pass of one process, at most"),
+    ("kl", Objective.kl, "weight of the KL term to the first policy; 0: the arm's +kl sets its own"),
+    ("micro_batch", 256, "rows in one forward pass of one process, at most"),
     ("save_every", Training.checkpoint_every, "sets of rollouts from one checkpoint to the next"),
     ("output", home() / "runs" / "distributed", "folder that all processes see; the same command again goes on from there"),
     ("seed", 0, "of problems, rollouts, adapter and tiny LM"), ("lora", 0, "rank of the LoRA adapter to train; 0: all weights"),

@@ -16,32 +16,36 @@ with a history into the prompt without one. `Objective` says how much of each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, StrictBool, StrictFloat
+from pydantic.dataclasses import dataclass
 
+from sesa.config import CONFIG, Amount
 from sesa.engines import Completion
 from sesa.sampling import Group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Objective:
-    """Every number of the loss. Clip range and no KL are RAGEN's public configuration; the paper's own are not known to us."""
+    """Every number of the loss. Clip range and no KL are RAGEN's public configuration; the paper's own are not known to us. A wrong number
+    is a ValueError."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    normalize: bool = True  # divide advantages by the group's standard deviation (GRPO); False: subtract the mean only
-    reduction: str = "token"  # "token" (DAPO) or "sequence" (GRPO)
-    kl: float = 0.0  # weight of KL(π || reference); 0: none
-    duplicate_reward: float | None = None  # ours: what a valid candidate earns that stood before in its group; None: its own reward
-    replay: float = 0.0  # ours: weight of the cross-entropy of warm-start texts
-    distill: float = 0.0  # ours: weight of the loss of better candidates after the prompt without history
+    clip_low: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.2
+    clip_high: Amount = 0.28
+    normalize: StrictBool = True  # divide advantages by the group's standard deviation (GRPO); False: subtract the mean only
+    reduction: Literal["token", "sequence"] = "token"  # over all tokens (DAPO), or over each completion first (GRPO)
+    kl: Amount = 0.0  # weight of KL(π || reference); 0: none
+    duplicate_reward: StrictFloat | None = None  # ours: what a valid candidate earns that stood before in its group; None: its own reward
+    replay: Amount = 0.0  # ours: weight of the cross-entropy of warm-start texts
+    distill: Amount = 0.0  # ours: weight of the loss of better candidates after the prompt without history
 
-    def __post_init__(self):
-        if self.reduction not in ("token", "sequence"):
-            raise ValueError(f'reduction is "token" or "sequence", not {self.reduction!r}')
-        if not (0 <= self.clip_low < 1 and self.clip_high >= 0 and min(self.kl, self.replay, self.distill) >= 0):
-            raise ValueError(f"clip_low must be in [0, 1), and clip_high, kl, replay and distill at least 0: {self}")
+
+def all_equal(rewards: torch.Tensor) -> torch.Tensor:
+    """(...): whether all rewards of a group, (..., G), are equal: up to a millionth, or 1e-9 near 0 (our choice), for a sum of the same
+    rewards in another order differs by rounding. Such a group says nothing."""
+    return torch.isclose(rewards.amax(-1), rewards.amin(-1), rtol=1e-6, atol=1e-9)
 
 
 def group_advantages(rewards: torch.Tensor, normalize: bool = True) -> torch.Tensor:
@@ -52,18 +56,19 @@ def group_advantages(rewards: torch.Tensor, normalize: bool = True) -> torch.Ten
             by G - 1, so its advantages are sqrt((G - 1) / G) of these.
 
     Returns:
-        (..., G). All 0 where all rewards of a group are equal: such a group says nothing.
+        (..., G). All 0 where all rewards of a group are equal, as `all_equal` says.
     """
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if normalize:
         advantages = advantages / (advantages.square().mean(-1, keepdim=True).sqrt() + 1e-6)
-    return advantages * (rewards != rewards[..., :1]).any(-1, keepdim=True)  # else rounding in the mean would be blown up
+    return advantages * ~all_equal(rewards)[..., None]  # else rounding would be blown up
 
 
 def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.Tensor:
     """(G,): the rewards of a group's rollouts; a repetition of an earlier valid candidate earns `duplicate_reward`, if one is given.
 
-    In a tree no trajectory repeats another. There the proposals that were dropped earn it: (rollouts + dropped,).
+    In a tree no trajectory repeats another; with `duplicate_reward` the proposals that were dropped are rewarded too, (rollouts + dropped,):
+    a repetition earns that, and an invalid one, as it does in a list, its own. (Our choice.)
     """
     seen: set[str] = set()
     rewards = []
@@ -72,7 +77,9 @@ def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.
         rewards.append(duplicate_reward if again and duplicate_reward is not None else rollout.reward)
         if rollout.key is not None:
             seen.add(rollout.key)
-    return torch.tensor(rewards + [duplicate_reward] * len(group.dropped) * (duplicate_reward is not None))
+    if duplicate_reward is not None:
+        rewards += [r.reward if r.key is None else duplicate_reward for r in group.dropped]
+    return torch.tensor(rewards, dtype=torch.float32)
 
 
 def rollout_advantages(group: Group, objective: Objective) -> torch.Tensor:

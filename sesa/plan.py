@@ -21,7 +21,7 @@ from sesa.arms import Training
 from sesa.cluster import Hardware, Placement, read_placement, shape_on_meta
 from sesa.cost import Shape, Stage
 from sesa.sampling import actions, iid_sketches, sequential, sesa
-from sesa.tasks import Environment, Task
+from sesa.tasks import Task, is_environment
 
 SERVED = 0.9  # of a server GPU's memory that vLLM takes: `trl vllm-serve`'s default
 
@@ -34,7 +34,7 @@ def stages_of(task: Task, config: Training, characters_per_token: float) -> list
     def length(prompt: Callable, *more: Any) -> int:
         return ceil(max(len(prompt(problem, *more)) for problem in task.problems) / characters_per_token)
 
-    if isinstance(task, Environment):
+    if is_environment(task):
         branching = 0
         while config.sampler is actions and config.branch > 1 and config.branch**branching < config.group_size:
             branching += 1

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout: sesa/, notebooks/, data/
 
@@ -47,14 +47,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: the file could not be written (disk full, no permission); what stood at `path` before still stands there.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with atomic_file(path) as f:
+        f.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write to. When the block ends it takes the place of `path`, whole and on the disk; after an error nothing changes.
+
+    Raises:
+        OSError: whatever failed in the block, said as `write_atomic` says it.
+    """
     temporary = None
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
                 temporary = f.name
-                f.write(data)
+                yield f
                 f.flush()
                 os.fsync(f.fileno())
             os.chmod(temporary, 0o644)  # temporary files are made private; ours are not
@@ -86,7 +96,10 @@ def read_json(path: Path) -> dict | None:
 
 def sha256(path: Path) -> str | None:
     """Hexadecimal; None if there is no such file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(inputs: dict | list) -> str:

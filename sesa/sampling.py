@@ -25,29 +25,28 @@ And what becomes of a context that is full: a list starts anew, a trajectory is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
+
+from sesa.config import CONFIG, Amount, Count
 from sesa.engines import Completion, Engine, fits
 from sesa.runs import derive_seed
-from sesa.tasks import Environment, Grade, Task
+from sesa.tasks import Environment, Grade, Task, is_environment
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=CONFIG)
 class Sampling:
-    """How to draw one group."""
+    """How to draw one group. A wrong number is a ValueError."""
 
-    group_size: int = 8  # G, candidates per problem; of an agent at most so many trajectories, U
-    list_length: int | None = None  # K, the list starts anew every K candidates; None: one list of G
-    window: int | None = None  # W, only the last W candidates are shown; None: all
-    branch: int = 4  # k, an agent's proposals at a state, at most. (An agent has no use for list_length and window, nor others for this)
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        for name in ("group_size", "list_length", "window", "branch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Sampling.{name} must be at least 1, not {value}")
+    group_size: Count = 8  # G, candidates per problem; of an agent at most so many trajectories, U
+    list_length: Count | None = None  # K, the list starts anew every K candidates; None: one list of G
+    window: Count | None = None  # W, only the last W candidates are shown; None: all
+    branch: Count = 4  # k, an agent's proposals at a state, at most. (An agent has no use for list_length and window, nor others for this)
+    temperature: Amount = 1.0
+    # Below 1 the tail is cut when drawing only: log-probabilities, in rollouts and in training, are those of the whole distribution.
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,8 @@ class Rollout:
 class Group:
     """The G rollouts of one problem, list after list in the order drawn; `sketches[i]` is what `rollouts[i]` grew from.
 
-    Of an agent that branches: at most G trajectories, and in `dropped` the proposals that led to none, being invalid or repetitions.
+    Of an agent that branches: at most G trajectories, and in `dropped` the proposals that led to none, being invalid or repetitions. The
+    reward of such a one is what its trajectory had earned if it had taken this turn and ended there.
     """
 
     problem: Any
@@ -98,7 +98,7 @@ class Group:
 
 def parallel(engine: Engine, task: Task, problems: Sequence[Any], cfg: Sampling, seed: int) -> list[Group]:
     """G independent draws per problem: y_i ~ π(· | x). The baseline; `cfg.list_length` is not used."""
-    if isinstance(task, Environment):
+    if is_environment(task):
         return _explore(engine, task, problems, cfg, seed, starts=cfg.group_size, branch=1, sees=False)
     return sequential(engine, task, problems, replace(cfg, list_length=1), seed)
 
@@ -249,11 +249,12 @@ def _explore(engine, task, problems, cfg, seed, starts, branch, sees) -> list[Gr
         for trajectory, turns in zip(live, _propose(engine, task, problems, live, widths, cfg, seed, sees), strict=True):
             keys = [turn.key for turn in turns]
             for i, turn in enumerate(turns):
+                played = _play(engine, task, problems[trajectory.problem], trajectory, turn, seed)
                 # The first proposal is always taken, so that no trajectory is lost; others if they are valid, and new here.
                 if i and (turn.key is None or turn.key in keys[:i]):
-                    dropped[trajectory.problem].append(turn)
+                    dropped[trajectory.problem].append(replace(turn, reward=_whole(played.turns).reward))
                 else:
-                    after.append(_play(engine, task, problems[trajectory.problem], trajectory, turn, seed))
+                    after.append(played)
         ended += [t for t in after if t.done]
         live = [t for t in after if not t.done]
     groups = [[t for t in ended if t.problem == p] for p in range(len(problems))]

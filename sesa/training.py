@@ -3,14 +3,16 @@
 What is trained is an *arm* (`sesa.arms`): a way to draw groups, and what is added to the objective. A run may name a second arm,
 `on_collapse`: the monitor of `sesa.collapse` then switches between the two.
 
-A run is a folder: `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and `checkpoint.pt`. Every draw of chance is derived from
-(seed, arm, step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with
-the same weights and metrics, bit for bit on the CPU. Ctrl-C finishes the step and saves.
+A run is a folder: `run.json`, which says what it depends on, `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and checkpoints:
+`checkpoint-50.pt` on the way, which the next one replaces, and `end-80.pt`, which stays. Every draw of chance is derived from (seed, arm,
+step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with the same
+weights and metrics, bit for bit on the CPU. Asked for more steps it goes on; asked for fewer it goes back to the last checkpoint before,
+or begins again, and nothing that was reached is lost. Ctrl-C finishes the step and saves.
 """
 
-import io
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,14 +29,24 @@ from sesa.collapse import Monitor, probe
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.models import text_loss_backward, weights_of
-from sesa.objective import clipped_loss, kl_estimate, rollout_advantages, token_weights, with_advantages
+from sesa.objective import (
+    Objective,
+    all_equal,
+    clipped_loss,
+    group_rewards,
+    kl_estimate,
+    rollout_advantages,
+    token_weights,
+    with_advantages,
+)
 from sesa.packing import Packed, pack, packed_logprobs
 from sesa.fingerprint import fingerprint, sources_behind
-from sesa.runs import derive_seed, differing, finish_the_step, hash_of, progress, write_atomic
+from sesa.runs import atomic_file, derive_seed, differing, finish_the_step, hash_of, progress, read_json, write_atomic
 from sesa.sampling import Group
 from sesa.tasks import Task, modules_of
 
 REPLAY_TEXTS = 32  # warm-start texts replayed per update
+NO_PART_OF_A_RUN = "steps", "micro_batch", "checkpoint_every"  # of a Training: with other ones the same run goes on
 
 
 class TrainingError(RuntimeError):
@@ -81,14 +93,14 @@ def train(
             try:
                 metrics, seconds = _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, reference, state)
             except torch.OutOfMemoryError as e:
-                hint = f"lower micro_batch (now {config.micro_batch}) or problems_per_step (now {config.problems_per_step})"
-                raise TrainingError(f"out of memory in step {step}: {hint}. The last checkpoint is good: {e}") from e
+                hint = f"lower problems_per_step (now {config.problems_per_step}) or group_size (now {config.group_size})"
+                raise TrainingError(f"out of memory while sampling in step {step}: {hint}. The last checkpoint is good: {e}") from e
             state["step"] = step + 1
             state["metrics"].append(metrics)
             _append(folder / "metrics.jsonl", metrics)
             _append(folder / "timings.jsonl", {"step": step, **seconds})
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or interrupted.is_set():
-                _save(folder, identity, model, optimizer, state)
+                _save(folder, model, optimizer, state, ended=step + 1 == config.steps)
             seen = next(m for m in reversed(state["metrics"]) if "pass@1" in m)
             entropy = f"{metrics['entropy']:.2f}" if "entropy" in metrics else "-"  # no update: no group had a signal
             bar.set_postfix_str(f"reward {metrics['reward']:.2f} pass@1 {seen['pass@1']:.2f} entropy {entropy}", refresh=False)
@@ -109,7 +121,7 @@ def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, 
     if step % config.probe_every == 0:
         metrics |= probe(engine, task, probe_on, derive_seed(root, "probe"), temperature=config.temperature, sampler=config.independent)
         if config.on_collapse:
-            config = arms[state["monitor"].see(metrics["ratio"])]
+            config = arms[state["monitor"].see(metrics["pass@1"], metrics["pass@16"])]
     elif config.on_collapse:
         config = arms[state["monitor"].collapsed]
     metrics["arm"] = config.arm
@@ -117,17 +129,22 @@ def _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, 
     groups = config.sampler(engine, task, chosen, config.sampling, derive_seed(root, "rollouts"))
     sampled = time.perf_counter()
     state["found"] |= {f"{group.problem.id} {r.key}" for group in groups for r in group.rollouts if r.solved}
-    metrics |= describe(groups) | {"found": len(state["found"])}
-    learnt_from = [g for g in groups if len({r.reward for r in g.rollouts}) > 1] if config.filter_groups else groups
+    metrics |= describe(groups, config.full_objective) | {"found": len(state["found"])}
+    learnt_from = [g for g in groups if not _says_nothing(g, config.full_objective)] if config.filter_groups else groups
     if learnt_from:
         metrics |= _update(model, engine, task, learnt_from, config, root, optimizer, reference)
     done = time.perf_counter()
     return metrics, {"probe": probed - start, "sample": sampled - probed, "update": done - sampled}
 
 
-def describe(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rollouts of a step are like, by the metrics' names: the mean reward, shares of groups and rollouts, counts of tokens and of
-    contexts that were full."""
+def _says_nothing(group: Group, objective: Objective) -> bool:
+    """Whether all rewards that the advantages are made of are equal."""
+    return bool(all_equal(group_rewards(group, objective.duplicate_reward)))
+
+
+def describe(groups: Sequence[Group], objective: Objective = Objective()) -> dict[str, float]:
+    """What the rollouts of a step are like, by the metrics' names: the mean reward as graded, shares of groups and rollouts, counts of
+    tokens and of contexts that were full. frac_reward_zero_std: groups that teach nothing, by the rewards as `objective` makes them."""
     rollouts = [r for group in groups for r in group.rollouts]
     completions = [c for group in groups for c in group.completions]
     repeated = [[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups]
@@ -137,7 +154,7 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         "solved": float(np.mean([r.solved for r in rollouts])),
         "rollouts": len(rollouts),
         "dropped_proposals": sum(len(group.dropped) for group in groups) / len(groups),
-        "frac_reward_zero_std": float(np.mean([len({r.reward for r in group.rollouts}) == 1 for group in groups])),
+        "frac_reward_zero_std": float(np.mean([_says_nothing(group, objective) for group in groups])),
         "rollout_duplicates": float(np.mean(sum(repeated, []))),
         **{f"duplicates@{i + 1}": float(np.mean([row[i] for row in repeated])) for i in places},
         "rollout_invalid": float(np.mean([r.key is None for r in rollouts])),
@@ -155,12 +172,15 @@ def _update(model, engine, task, groups, config, root, optimizer, reference) -> 
     totals: dict[str, float] = {}
     for update in range(config.updates):
         optimizer.zero_grad()
-        sums = _policy_backward(model, completions, advantages, sequences, config, objective, reference)
-        if extra[0]:
-            _distill_backward(model, *extra, config, objective.distill)
-        if objective.replay:
-            rng = np.random.default_rng(derive_seed(root, "replay", update))
-            text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, REPLAY_TEXTS), objective.replay)
+        try:
+            sums = _policy_backward(model, completions, advantages, sequences, config, objective, reference)
+            if extra[0]:
+                _distill_backward(model, *extra, config, objective.distill)
+            if objective.replay:
+                rng = np.random.default_rng(derive_seed(root, "replay", update))
+                text_loss_backward(model, engine.tokenizer, task.warm_start_texts(rng, REPLAY_TEXTS), objective.replay)
+        except torch.OutOfMemoryError as e:
+            raise TrainingError(_too_much(sequences, config)) from e
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
         if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
             where = ", ".join(group.problem.id for group in groups)
@@ -172,6 +192,15 @@ def _update(model, engine, task, groups, config, root, optimizer, reference) -> 
         for key, value in {**sums, "grad_norm": norm}.items():
             totals[key] = totals.get(key, 0.0) + value / config.updates
     return totals
+
+
+def _too_much(sequences: list[Packed], config: Training) -> str:
+    """What to do when an update runs out of memory."""
+    part = max(_parts(sequences, config.micro_batch), key=lambda part: len(part) * len(part[-1].ids))
+    tokens = len(part) * len(part[-1].ids)
+    hint = f"out of memory in an update: set micro_batch to {tokens // 2} (now {config.micro_batch}; the largest forward pass had {tokens} "
+    hint += "tokens), and the same call goes on from the last checkpoint"
+    return hint if len(part) > 1 else f"out of memory in an update, on one sequence of {tokens} tokens: lower group_size or list_length"
 
 
 def _policy_backward(model, completions, advantages, sequences, config, objective, reference) -> dict[str, float]:
@@ -221,11 +250,12 @@ def _distill_backward(model, completions, advantages, config, weight) -> None:
         (-weight * (advantages[scores.owner.cpu()].to(scores.logprobs.device) * scores.logprobs).sum() / tokens).backward()
 
 
-def _parts(sequences: list[Packed], size: int) -> Iterator[list[Packed]]:
-    """Parts of at most `size` sequences of like length: beside a list of sketches, a solution would be mostly padding."""
+def _parts(sequences: list[Packed], tokens: int) -> Iterator[list[Packed]]:
+    """Parts of at most so many tokens, padding too, or of one sequence, and of like length: beside a list of sketches, a solution would be
+    mostly padding."""
     part: list[Packed] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids)):
-        if part and (len(part) == size or len(sequence.ids) > 1.5 * len(part[0].ids)):
+        if part and ((len(part) + 1) * len(sequence.ids) > tokens or len(sequence.ids) > 1.5 * len(part[0].ids)):
             yield part
             part = []
         part.append(sequence)
@@ -239,7 +269,7 @@ def run_folder(
     parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int, probe_on: Sequence[Any] | None = None
 ) -> Path:
     """A folder in `parent` for the training of `model` on `task.problems`, named after all that the run depends on, code and first weights
-    too (but no reference): others get others."""
+    too (but no reference): others get others. Not after the number of steps: a run of 80 goes on where one of 40 ended."""
     identity = _identity(model, task, task.problems, config, seed, task.problems if probe_on is None else probe_on)
     return parent / f"{config.arm}-seed{seed}-{hash_of(identity)}"
 
@@ -250,39 +280,59 @@ def _identity(model, task, problems, config: Training, seed: int, probe_on) -> d
     world = f"{type(task).__name__} {getattr(task, 'config', '')}"
     ids = {name: hash_of([p.id for p in chosen]) for name, chosen in (("problems", problems), ("probed on", probe_on))}
     seen = {"template": str(getattr(task, "template", "")), "device": model.device.type}
-    return {**asdict(config), "seed": seed, "task": world, **seen, **ids, "first weights": weights_of(model), "code": code}
+    kept = {key: value for key, value in asdict(config).items() if key not in NO_PART_OF_A_RUN}
+    return {**kept, "seed": seed, "task": world, **seen, **ids, "first weights": weights_of(model), "code": code}
 
 
-def _save(folder: Path, identity: dict, model, optimizer, state: dict) -> None:
-    buffer = io.BytesIO()
-    saved = {"identity": json.dumps(identity), "step": state["step"], "metrics": state["metrics"], "found": sorted(state["found"])}
-    saved["monitor"] = asdict(state["monitor"])
-    torch.save({**saved, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
-    write_atomic(folder / "checkpoint.pt", buffer.getvalue())
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The steps done and the file of every checkpoint, the least first."""
+    named = [(re.fullmatch(r"(checkpoint|end)-(\d+)\.pt", path.name), path) for path in folder.glob("*.pt")]
+    return sorted((int(name[2]), path) for name, path in named if name)
+
+
+def _save(folder: Path, model, optimizer, state: dict, ended: bool) -> None:
+    """Writes a checkpoint in the place of those on the way to it."""
+    saved = {"step": state["step"], "metrics": state["metrics"], "found": sorted(state["found"]), "monitor": asdict(state["monitor"])}
+    new = folder / f"{'end' if ended else 'checkpoint'}-{state['step']}.pt"
+    with atomic_file(new) as f:
+        torch.save({**saved, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
+    for step, old in _checkpoints(folder):
+        if step <= state["step"] and old != new and old.name.startswith("checkpoint"):
+            old.unlink()
 
 
 def _resume(folder: Path, identity: dict, model, optimizer, config: Training) -> dict:
-    """The state of the run in `folder`, its weights loaded and its logs cut back to the checkpoint; a new state if there is none."""
-    path = folder / "checkpoint.pt"
+    """The state of the run in `folder` after at most `config.steps` steps, its weights loaded and its logs cut back to it; a new state if
+    there is none."""
+    theirs = read_json(folder / "run.json")
+    if theirs is None:
+        write_atomic(folder / "run.json", json.dumps(identity, indent=1) + "\n")
+    elif difference := differing(theirs, identity):
+        raise TrainingError(f"{folder} holds a run with other parameters ({difference}): take another folder, or delete it")
     state = {"step": 0, "metrics": [], "found": set(), "monitor": replace(config.monitor)}
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    if reached := [path for step, path in _checkpoints(folder) if step <= config.steps]:
         try:
-            saved = torch.load(path, map_location=model.device, weights_only=True)
-            theirs = json.loads(saved["identity"])
+            saved = torch.load(reached[-1], map_location="cpu", weights_only=True)
+            state = {key: saved[key] for key in ("step", "metrics")} | {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
         except Exception as e:  # whatever a damaged file makes of its readers
-            raise TrainingError(f"{path} cannot be read ({type(e).__name__}): delete it to begin anew") from e
-        if difference := differing(theirs, identity):
-            raise TrainingError(f"{folder} holds a run with other parameters ({difference}): take another folder, or delete it")
+            hint = "delete it to begin anew" if len(reached) == 1 else f"delete it to go on from {reached[-2].name}"
+            raise TrainingError(f"{reached[-1]} cannot be read ({type(e).__name__}): {hint}") from e
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        state = {key: saved[key] for key in ("step", "metrics")} | {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
-    for name in ("metrics.jsonl", "timings.jsonl"):
-        lines = (folder / name).read_text(encoding="utf-8").splitlines() if (folder / name).exists() else []
-        write_atomic(folder / name, "".join(f"{line}\n" for line in lines[: state["step"]]))
+    if state["step"] < config.steps:
+        for left in folder.glob(".*.pt.*"):  # what a process left that was killed while it wrote
+            left.unlink()
+        lines = (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "timings.jsonl").exists() else []
+        write_atomic(folder / "timings.jsonl", "".join(f"{line}\n" for line in lines[: state["step"]]))
+        write_atomic(folder / "metrics.jsonl", "".join(map(line_of, state["metrics"])))
     return state
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A line of JSON, with null for numbers that are NaN or infinite, for which JSON has no word."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
 
 
 def _append(path: Path, row: dict) -> None:
     with path.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row) + "\n")
+        f.write(line_of(row))

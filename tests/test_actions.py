@@ -16,12 +16,16 @@ from sesa.arms import SAMPLERS, Training
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.models import word_tokenizer
-from sesa.objective import Objective, with_advantages
+from sesa.objective import Objective, group_rewards, rollout_advantages, with_advantages
 from sesa.packing import pack, packed_logprobs
 from sesa.runs import derive_seed
-from sesa.sampling import Sampling, actions, iid_actions, parallel
-from sesa.tasks import Environment, Step
+from sesa.sampling import Group, Rollout, Sampling, _whole, actions, iid_actions, parallel
+from sesa.tasks import Step, is_environment
+from sesa.tasks.chat import Template, Templated
+from sesa.tasks.countdown import CountdownConfig, CountdownTask
+from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.paths import PathTask
+from sesa.tasks.sokoban import Room, Sokoban, SokobanConfig
 from sesa.training import _without_history, describe, train
 from tests.conftest import TokenCounter, random_llama
 
@@ -72,7 +76,7 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.i
 
 
 def test_the_walk_is_an_environment_and_paths_are_not():
-    assert isinstance(WALK, Environment) and not isinstance(PathTask(), Environment)
+    assert is_environment(WALK) and not is_environment(PathTask())
 
 
 class Narrow(Dice):
@@ -350,7 +354,8 @@ def test_all_samplers_are_arms():
 
 
 def test_dropped_proposals_are_kept_apart_counted_and_punished_if_duplicates_are(walking):
-    """What led to no trajectory: all tokens that were drawn are counted once; with +unique it is a rollout more, of that reward."""
+    """What led to no trajectory: all tokens that were drawn are counted once; with +unique it is a rollout more: a repetition earns that,
+    what is no action the sum until there and the environment's own reward for it, as it does in a list."""
     task, model, tokenizer = walking
     drawn = []
 
@@ -374,6 +379,62 @@ def test_dropped_proposals_are_kept_apart_counted_and_punished_if_duplicates_are
     assert len(completions) == len(plain) + len(dropped)
     expected = []
     for g in groups:
-        mean = np.mean([r.reward for r in g.rollouts] + [-0.5] * len(g.dropped))
-        expected += [r.reward - mean for r in g.rollouts for _ in r.turns] + [-0.5 - mean] * len(g.dropped)
+        earned = [r.reward if r.key is None else -0.5 for r in g.dropped]
+        mean = np.mean([r.reward for r in g.rollouts] + earned)
+        expected += [r.reward - mean for r in g.rollouts for _ in r.turns] + [e - mean for e in earned]
     assert advantages.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [actions, iid_actions])
+def test_an_invalid_proposal_earns_its_own_reward_in_a_tree_as_in_a_list(sampler):
+    """"z" is no action. In a list and in a tree it keeps the environment's reward for it, never that of a repetition."""
+    task = Walk(3, slips=False)
+    groups = sampler(Dice("bz"), task, task.problems, Sampling(12, branch=4), 3)
+    worth = {text: sum(map(ord, text)) % 10 / 10 for text in "bz"}
+    dropped = [(g, r) for g in groups for r in g.dropped]
+    assert {r.key for _, r in dropped} == {"b", None}
+    for group, r in dropped:
+        earned = [sum(t.reward for t in q.turns[:i]) for q in group.rollouts for i, t in enumerate(q.turns) if t.prompt == r.prompt]
+        if sampler is iid_actions:  # proposals of one state have one prompt, so the turns before them are known
+            assert any(r.reward == pytest.approx(before + worth[r.text]) for before in earned)
+    for group in groups:
+        rewards = group_rewards(group, -7.0)[len(group.rollouts) :].tolist()
+        assert rewards == pytest.approx([-7.0 if r.key else r.reward for r in group.dropped])
+        assert len(group_rewards(group)) == len(group.rollouts)
+
+
+WALKS = {"5+5": [5, 5], "1+1+4+3+1": [1, 1, 4, 3, 1], "1+1+5+2+1": [1, 1, 5, 2, 1]}  # ten steps, cut into turns
+ROOM = ["######", "#....#", "#P.O.#", "#.X..#", "#....#", "######"]
+
+
+def test_equal_rewards_that_rounding_tells_apart_are_equal():
+    """Ten steps to the left cost 1 in all, however they are cut into turns: a group of such walks says nothing."""
+    task = Sokoban(SokobanConfig(form="chat", train=1, held_out=1))
+    problem, rollouts = Room("\n".join(ROOM)), []
+    for cut in WALKS.values():
+        state, turns = task.reset(problem), []
+        for steps in cut:
+            text = f"<answer>{' || '.join(['Left'] * steps)}</answer>"
+            state, reward, done, solved = task.step(problem, state, text, 0)
+            turns.append(Rollout("", "", text, (), 0, "L" * steps, reward, solved, Completion(text, True, (1,), (2,), (0.0,))))
+        assert done
+        rollouts.append(_whole(tuple(turns)))
+    assert len({r.reward for r in rollouts}) > 1 and [r.reward for r in rollouts] == pytest.approx([-1.0] * 3)
+    group = Group(problem, tuple(rollouts))
+    assert describe([group])["frac_reward_zero_std"] == 1.0 and training._says_nothing(group, Objective())
+    assert rollout_advantages(group, Objective()).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_agent_with_a_chat_template_is_an_environment():
+    """On every Python: what `__getattr__` gives counts. It is played turn by turn, by `parallel` and by `actions`."""
+    lake = FrozenLake(FrozenLakeConfig(form="chat", train=1, held_out=1))
+    task = Templated(lake, Template("[S]", "[U]", "[A]", "[E][U]", "[E]"))
+    puzzle = Templated(CountdownTask(CountdownConfig(form="chat", train=1, held_out=1)), task.template)
+    assert is_environment(task) and not is_environment(puzzle)
+    Training(arm="actions").suit(task)
+    with pytest.raises(ValueError, match="cannot answer"):
+        Training(arm="actions").suit(puzzle)
+    engine = Dice(["<answer>Left</answer>", "<answer>Right</answer>"])
+    for sampler in (parallel, actions):
+        (group,) = sampler(engine, task, task.problems[:1], Sampling(2, branch=2), 0)
+        assert len(group.rollouts) == 2 and all(r.turns and r.prompt.startswith("[S]") for r in group.rollouts)

@@ -1,18 +1,21 @@
 """Chat templates: prompts of tasks, translated, against what the template itself renders of the same conversation."""
 
 import pickle
+from datetime import datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
-from sesa.tasks import Environment
+from sesa.tasks import is_environment
 from sesa.tasks.chat import Templated, template_of
 from sesa.tasks.countdown import CountdownConfig, CountdownTask
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig
 from sesa.tasks.generated import END, SYSTEM
+from tests.conftest import ROOT
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -116,7 +119,7 @@ def test_chatml_is_left_as_it_is():
 
 def test_what_a_task_is_stays(tokenizer):
     game, lake = Templated(COUNTDOWN, template_of(tokenizer)), Templated(LAKE, template_of(tokenizer))
-    assert isinstance(lake, Environment) and not isinstance(game, Environment)
+    assert is_environment(lake) and not is_environment(game)
     assert game.problems is COUNTDOWN.problems and game.max_tokens == COUNTDOWN.max_tokens and game.stop == tokenizer.eos_token
     assert pickle.loads(pickle.dumps(game)).prompt(game.problems[0]) == game.prompt(game.problems[0])
     with pytest.raises(AttributeError):
@@ -129,6 +132,8 @@ def test_what_a_task_is_stays(tokenizer):
         (None, "no chat template"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "not known here"),
         ("{{ messages[0].content }}", "not known here"),
+        ("{{ raise_exception('tools only') }}", "renders no conversation: tools only"),
+        ("{{ now().strftime('%Y') }}" + CHATML, "renders no conversation: 'now' is undefined"),
     ],
 )
 def test_a_template_that_cannot_be_read_is_said(template, message):
@@ -138,9 +143,37 @@ def test_a_template_that_cannot_be_read_is_said(template, message):
         template_of(tokenizer)
 
 
-def test_a_day_that_a_template_shows_stands_still():
-    dated = LLAMA.replace("{{ bos_token }}", "{{ bos_token }}{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}", 1)
-    assert template_of(tokenizer_of("llama", dated)).head.startswith("<|begin_of_text|>26 Jul 2024")
+DATED = (ROOT / "tests" / "cases" / "10_template_with_todays_date.txt").read_text()
+NOW = "{{ strftime_now('%d %B %Y, %H:%M') }}"
+DATES = [
+    DATED,
+    CHATML.replace("{{ m.role }}\n", "{{ m.role }}\n{% if loop.first %}Today is " + NOW + ".\n{% endif %}", 1),
+    LLAMA.replace("{{ bos_token }}", "{{ bos_token }}{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}", 1),
+    "{% set day = strftime_now('%Y-%m-%d') if strftime_now is defined else 'none' %}{{ day }}" + CHATML,
+    "{% macro today() %}{{ strftime_now('%A') }}{% endmacro %}{{ today() }}" + CHATML,
+    "{% set ns = namespace(now=strftime_now) %}{{ ns.now('%j') }}" + CHATML,
+    "{% if datetime is defined %}{{ datetime.now() }}{% endif %}" + CHATML,
+    "{{ raise_exception('no system') if messages[0].role == 'system' }}" + NOW + CHATML,
+]
+
+
+@pytest.mark.parametrize("template", DATES)
+def test_two_days_render_the_same(monkeypatch, template):
+    """And what others render shows the day still."""
+    found, shown = [], []
+    for day in (datetime(2025, 3, 1, 9), datetime(2026, 11, 27, 17)):
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None, day=day: day)})
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+        tokenizer = tokenizer_of("llama" if "eot_id" in template else "chatml", template)
+        found.append(template_of(tokenizer))
+        shown.append(tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False))
+    assert found[0] == found[1]
+    assert (shown[0] != shown[1]) == ("strftime_now" in template)
+
+
+def test_the_day_that_a_template_shows():
+    assert template_of(tokenizer_of("chatml", DATED)).head == "<|im_start|>system\nToday is 26 July 2024.\n"
+    assert template_of(tokenizer_of("llama", DATES[2])).head.startswith("<|begin_of_text|>26 Jul 2024")
 
 
 def test_an_end_of_turn_that_is_special_by_its_token_alone():

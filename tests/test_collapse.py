@@ -5,6 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sesa.collapse import Monitor, probe
 from sesa.engines import Completion
@@ -12,7 +14,7 @@ from sesa.tasks import Grade
 
 
 def verdicts(monitor, ratios):
-    return [monitor.see(ratio) for ratio in ratios]
+    return [monitor.see(0.1, 0.1 * ratio) for ratio in ratios]
 
 
 def test_collapse_needs_patience_and_recovery_more_than_the_threshold():
@@ -21,12 +23,52 @@ def test_collapse_needs_patience_and_recovery_more_than_the_threshold():
 
 
 def test_noise_between_the_thresholds_never_switches():
-    assert not any(verdicts(Monitor(patience=1), [1.5, 1.79, 1.5, 1.6] * 5))
-    assert all(verdicts(Monitor(patience=1, collapsed=True), [1.5, 1.8, 1.2, 1.6] * 5))
+    assert not any(verdicts(Monitor(patience=1), [1.51, 1.79, 1.51, 1.6] * 5))
+    assert all(verdicts(Monitor(patience=1, collapsed=True), [1.5, 1.79, 1.2, 1.6] * 5))
+
+
+@pytest.mark.parametrize(
+    "first, any_of, collapsed",
+    [
+        (0.28, 0.29, True),  # one answer, mostly wrong
+        (0.0625, 0.0625, True),
+        (0.06, 0.35, False),
+        (0.5, 0.74, True),  # up to 0.5 the ratio alone decides
+        (0.5, 0.76, False),
+        (0.63, 0.73, True),  # 15 more answers find a quarter of what the first misses
+        (0.75, 0.89, False),  # 1.19, but more than half
+        (0.9, 0.95, False),  # good: little is left to find
+        (0.99, 0.99, False),
+        (1.0, 1.0, False),
+        (0.0, 0.0, False),  # says nothing
+    ],
+)
+def test_a_policy_that_got_good_has_not_collapsed(first, any_of, collapsed):
+    assert Monitor(patience=1).see(first, any_of) is collapsed
+
+
+@given(st.floats(0.01, 0.5), st.floats(1, 20))
+def test_below_one_half_the_rule_is_the_ratio(first, ratio):
+    any_of = min(first * ratio, 0.89)
+    assert Monitor(patience=1).see(first, any_of) is (any_of / first < 1.5)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_one_probe_never_speaks_for_both(first, more):
+    """Hysteresis: what makes a policy count as collapsed does not make it count as recovered."""
+    any_of = first + (1 - first) * more
+    assert not (Monitor(patience=1).see(first, any_of) and not Monitor(patience=1, collapsed=True).see(first, any_of))
+
+
+def test_a_collapsed_policy_that_gets_good_has_recovered():
+    monitor = Monitor(collapsed=True)
+    assert [monitor.see(p, q) for p, q in [(0.6, 0.7), (0.8, 0.92), (0.9, 0.95)]] == [True, True, False]
 
 
 def test_a_probe_in_which_nothing_is_right_says_nothing():
-    assert verdicts(Monitor(), [1.0, math.nan, 1.0, math.nan, 1.0]) == [False] * 5
+    monitor = Monitor()
+    assert [monitor.see(p, p) for p in (0.3, 0.0, 0.3, 0.0, 0.3)] == [False] * 5 and monitor.streak == 1
+    assert not Monitor(patience=1).see(math.nan, math.nan)
 
 
 def test_resumed_from_its_fields_it_goes_on_as_if_never_stopped():
@@ -40,7 +82,7 @@ def test_resumed_from_its_fields_it_goes_on_as_if_never_stopped():
     assert len(set(expected)) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"low": 2.0, "high": 1.0}, {"patience": 0}])
+@pytest.mark.parametrize("wrong", [{"low": 2.0, "high": 1.0}, {"patience": 0}, {"lo": 1.0}])
 def test_wrong_thresholds_are_refused(wrong):
     with pytest.raises(ValueError):
         Monitor(**wrong)

@@ -22,7 +22,7 @@ from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
 from sesa.objective import Objective, group_rewards, with_advantages
 from sesa.packing import pack
 from sesa.runs import derive_seed
-from sesa.tasks import Environment
+from sesa.tasks import is_environment
 from sesa.tasks.paths import PathConfig, PathTask
 from sesa.training import TrainingError, _policy_backward
 from tests.conftest import random_llama
@@ -83,7 +83,7 @@ def moved(model):
 def both_gradients(folder, task, config, place):
     """(rows of the batch, groups, our sums, ours, TRL's): the gradients of one update, of the same rollouts; with gradient accumulation,
     ratios that are clipped, and KL."""
-    trainer = make_trainer(folder, task, replace(config, micro_batch=12), 5, place)
+    trainer = make_trainer(folder, task, config, 5, place, micro_batch=12)
     model, parts = trainer.model.train(), trainer.args.gradient_accumulation_steps
     ours = copy.deepcopy(model)
     del ours.forward  # TRL's, bound to the other model
@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_stops(taught, tmp_path):
         ("--vllm colocate", "vLLM .colocate. is not installed"),
         ("--problems-per-step 3 --group-size 4", "3 problems x 8 rows / 2 processes = 12 rows each, not whole groups of 8: .* of 2"),
         ("--problems-per-step 4", "WORLD_SIZE says 2 processes, TRL 3"),
-        ("--steps 0", "Training.steps must be at least 1"),
+        ("--steps 0", "steps\n.* greater than or equal to 1"),
     ],
 )
 def test_wrong_command_lines_are_refused(tmp_path, monkeypatch, arguments, said):
@@ -333,7 +333,7 @@ def test_a_model_is_asked_in_its_own_words(taught, tmp_path, name):
 
     def first(task):
         problem = task.problems[0]
-        return task.observe(problem, task.reset(problem)) if isinstance(distributed.TASKS[name](), Environment) else task.prompt(problem)
+        return task.observe(problem, task.reset(problem)) if is_environment(distributed.TASKS[name]()) else task.prompt(problem)
 
     assert first(chatml).startswith("<|im_start|>system") and first(llama).startswith("<|begin_of_text|>") and len(first(plain)) < 100
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sesa.models import word_tokenizer
-from sesa.tasks import Environment, split_of
+from sesa.tasks import is_environment, split_of
 from sesa.tasks.agent import State
 from sesa.tasks.frozen_lake import FrozenLake, FrozenLakeConfig, Lake, crossable, success_by_limit
 from sesa.tasks.sokoban import Room, Sokoban, SokobanConfig
@@ -287,7 +287,7 @@ chat = pytest.mark.parametrize("task", AGENTS[1::2], ids=lambda task: type(task)
 
 @agents
 def test_agents_keep_the_protocol(task):
-    assert isinstance(task, Environment)
+    assert is_environment(task)
     assert (task.stop, task.max_tokens) == (("\n", 2) if task.config.form == "compact" else ("<|im_end|>", 512))
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sesa.engines import Completion
 from sesa.objective import (
     Objective,
+    all_equal,
     clipped_loss,
     group_advantages,
     group_rewards,
@@ -49,6 +50,34 @@ def test_advantages_sum_to_nothing_and_do_not_see_shift_or_scale(rewards, shift,
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, -7.3])
 def test_a_group_without_signal_moves_nothing(reward):
     assert (group_advantages(torch.full((3, 7), reward)) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "rewards, equal",
+    [
+        ([-1.0, -0.9999999999999999, -1.0000000000000002], True),
+        ([0.0, 2.7e-17, -2.7e-17], True),  # a sum that comes to nothing
+        ([0.1 + 0.2, 0.3], True),
+        ([1e6 + 0.1, 1e6 + 0.1 + 1e-9], True),
+        ([0.3, 0.3001], False),
+        ([0.0, 1e-4], False),
+        ([100.0, 100.01], False),
+        ([7.0], True),
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(rewards, equal, dtype):
+    rewards = torch.tensor(rewards, dtype=dtype)
+    assert all_equal(rewards).item() is equal
+    for normalize in (True, False):
+        assert (group_advantages(rewards, normalize) == 0).all().item() is equal
+
+
+def test_what_dropped_proposals_earn():
+    """With a reward for repetitions, a repetition earns that and an invalid one its own; without, neither learns."""
+    group = Group("x", (rollout("a", 1.0), rollout("b", 0.0)), dropped=(rollout("a", 0.5), rollout(None, -0.1)))
+    assert group_rewards(group).tolist() == [1, 0]
+    assert group_rewards(group, -0.5).tolist() == pytest.approx([1, 0, -0.5, -0.1])
 
 
 def test_groups_do_not_mix():

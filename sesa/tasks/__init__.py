@@ -6,7 +6,7 @@ which of the two it was given. Problems are frozen objects with an `id`, a strin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from sesa.runs import derive_seed
 
@@ -59,7 +59,6 @@ class Step(NamedTuple):
     solved: bool
 
 
-@runtime_checkable
 class Environment(Protocol):
     """Answered in several turns. A state is a value that nothing changes: a group branches from it as often as it likes."""
 
@@ -82,6 +81,14 @@ class Environment(Protocol):
     def step(self, problem: Any, state: Any, text: str, seed: int) -> Step:
         """Carries out a turn; all chance comes from `seed`. Total in `text`: what is no action costs a penalty, and changes nothing else."""
         ...
+
+
+def is_environment(task: Any) -> bool:
+    """Whether a task is answered in several turns: it has what an `Environment` does, itself or by `__getattr__`, as in `sesa.tasks.chat`.
+
+    Not `isinstance`: since Python 3.12 a protocol does not see what `__getattr__` gives.
+    """
+    return all(hasattr(task, name) for name in ("reset", "observe", "action_key", "step"))
 
 
 def split_of(name: str) -> str:
