@@ -1,5 +1,6 @@
 """What `cluster/` says of a run on many GPUs: the profile, the hardware and its placement, and the shapes of well-known models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from sesa.cost import Shape, shape_of
+from sesa.cost import Shape, linear_parameters, shape_of
 from sesa.runs import ROOT
 
 CLUSTER = ROOT / "cluster"
@@ -91,18 +94,48 @@ def lora_config(rank: int) -> LoraConfig:
 
 @cache
 def shape_on_meta(name: str, lora: int = 0) -> tuple[Shape, int]:
-    """(shape, context length) of a model in `cluster/models/`, else in a folder or on the hub. Raises ValueError if it is in none, or of a kind
-    that is not counted here."""
+    """(shape, context length) of a model in `cluster/models/`, else in a folder or on the hub.
+
+    Raises:
+        ValueError: it is in none of them, cannot be built, or costs something else than `sesa.cost` counts: layers that
+            are not all alike, experts, convolutions, recurrences, windows, cross attention.
+    """
     known = CLUSTER / "models" / f"{name.split('/')[-1]}.json"
     try:
         config = AutoConfig.from_pretrained(known if known.is_file() else name)
-    except (OSError, ValueError) as e:
+    except OSError as e:
         table = ", ".join(sorted(p.stem for p in known.parent.glob("*.json")))
-        raise ValueError(f"no configuration of {name!r} here or on the hub: take {table}, or a folder with its config.json") from e
-    counted = ("num_key_value_heads", "intermediate_size", "max_position_embeddings")
-    if any(not hasattr(config, c) for c in counted) or any(hasattr(config, c) for c in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise ValueError(f"{name!r} is a {config.model_type}: only decoders with dense layers like Llama's and Qwen2's are counted here")
+        there = f"here or on the hub: take {table}, or a folder with its config.json"
+        raise ValueError(f"no configuration of {name!r} {there}") from e
+    except Exception as e:  # each kind of model checks its configuration in its own way
+        raise ValueError(f"the configuration of {name!r} cannot be read: {e}") from e
+    refused = f"{name!r} is a {config.model_type}: only decoders with dense layers, all alike, are counted here"
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    needed = (*sizes, "vocab_size", "max_position_embeddings")
+    if odd := [size for size in needed if type(getattr(config, size, None)) is not int]:
+        raise ValueError(f"{refused}, and its configuration gives no number for {', '.join(odd)}")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        model = get_peft_model(model, lora_config(lora)) if lora else model
-    return shape_of(model, config), config.max_position_embeddings
+        try:
+            model, caches = AutoModelForCausalLM.from_config(config), DynamicCache(config=config).layers
+        except Exception as e:  # as above
+            raise ValueError(f"{refused}, and this one cannot be built: {e}") from e
+        shape, context = shape_of(model, config), config.max_position_embeddings
+        if odd := _uncounted(model, shape, caches, context):
+            raise ValueError(f"{refused} (as Llama's and Qwen2's are), and this one has {odd}")
+        return shape_of(get_peft_model(model, lora_config(lora)), config) if lora else shape, context
+
+
+def _uncounted(model: nn.Module, shape: Shape, caches: Sequence[Any], context: int) -> str:
+    """What the closed forms of `sesa.cost` do not count, found in the model itself; "": they count all of it.
+
+    caches: what transformers keeps of a text for each layer."""
+    whole = (cache for cache in caches if type(cache) is DynamicLayer or getattr(cache, "sliding_window", 0) >= context)
+    if (n := len([*whole])) != shape.layers:
+        return f"{n} of {shape.layers} layers that keep keys and values of the whole context"
+    for name, module in model.named_modules():
+        for of, weight in module.named_parameters(recurse=False):
+            if weight.dim() > 1 and not isinstance(module, nn.Linear | nn.Embedding):
+                return f"{name}.{of}, a weight of shape {tuple(weight.shape)} in no linear layer"
+    s = shape
+    alike = linear_parameters(s.layers, s.hidden, s.heads, s.kv_heads, s.head_size, s.intermediate, s.vocabulary)
+    return "" if s.linear == alike else f"{s.linear:,} weights in its linear layers, where such a decoder has {alike:,}"

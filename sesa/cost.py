@@ -4,7 +4,8 @@
 
 An arm is a few `Stage`s, and all follows from these: what is sampled one after another and what side by side, how long the rows of
 training are, packed (`sesa.packing`) or not. A multiplication and an addition are 2 FLOPs; a GB is 1e9 bytes. Counted are matrix products
-and attention in decoder layers of one kind (Llama, Qwen2); norms, softmax and rotations are not.
+and attention in decoder layers of one kind (Llama's, Qwen2's; `sesa.cluster.shape_on_meta` refuses others); norms, softmax and rotations
+are not.
 
     forward pass      2 per weight and token, and causal attention       Kaplan et al. 2020, arXiv 2001.08361, table 1
     training          3 forward passes; 4 with checkpointing             the same; Chen et al. 2016, arXiv 1604.06174
@@ -67,10 +68,16 @@ def shape_from(layers: int, hidden: int, heads: int, kv_heads: int, intermediate
     """
     if min(layers, hidden, heads, kv_heads, intermediate, vocabulary) < 1 or hidden % heads or heads % kv_heads:
         raise ValueError(f"{heads} heads must divide the hidden size {hidden}, and {kv_heads} key-value heads the heads; all at least 1")
-    head = hidden // heads
-    linear = layers * hidden * (2 * heads * head + 2 * kv_heads * head + 3 * intermediate) + vocabulary * hidden
-    norms = (2 * layers + 1) * hidden
-    return Shape(layers, hidden, heads, kv_heads, head, intermediate, vocabulary, linear + vocabulary * hidden + norms, linear)
+    sizes = (layers, hidden, heads, kv_heads, hidden // heads, intermediate, vocabulary)
+    linear, norms = linear_parameters(*sizes), (2 * layers + 1) * hidden
+    return Shape(*sizes, linear + vocabulary * hidden + norms, linear)
+
+
+def linear_parameters(
+    layers: int, hidden: int, heads: int, kv_heads: int, head_size: int, intermediate: int, vocabulary: int
+) -> int:
+    """`Shape.linear` of a decoder whose layers are all alike, each with attention and a gated feed-forward part."""
+    return layers * hidden * (2 * (heads + kv_heads) * head_size + 3 * intermediate) + vocabulary * hidden
 
 
 @dataclass(frozen=True)

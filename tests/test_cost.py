@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sesa import cost, sampling
 from sesa.cluster import CLUSTER, Hardware, shape_on_meta
@@ -19,6 +19,7 @@ from sesa.cost import Call, Machine, Stage, calls_of, fitted, sampling_seconds, 
 from sesa.forecast import ARMS, largest_group, main, planned, split_over
 from sesa.sampling import Sampling
 from sesa.timing import EndlessEngine, drawing, random_lm, task_of_lengths
+from tests.conftest import ROOT
 
 QWEN = {"7B": 7_615_616_512, "14B": 14_770_033_664, "32B": 32_763_876_352, "72B": 72_706_203_648}  # as the hub counts them
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -269,15 +270,65 @@ def test_what_the_command_refuses(capsys, arguments, said):
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", [
-    '{"model_type": "gpt2"}',
-    '{"model_type": "mixtral", "num_local_experts": 8, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}',
+TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+TINY |= {"vocab_size": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LFM2 = json.loads((ROOT / "tests" / "cases" / "13_lfm2_config.json").read_text())
+
+
+def tiny(kind: str, **more) -> dict:
+    return TINY | {"model_type": kind, **more}
+
+
+def folder(tmp_path, config: dict) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "said"), [
+    (LFM2, "6 of 16 layers that keep keys and values"),
+    ({"model_type": "gpt2"}, "no number for num_key_value_heads, intermediate_size"),
+    (tiny("gpt2"), "in no linear layer"),
+    (tiny("starcoder2", sliding_window=None), "weights in its linear layers, where such a decoder has"),  # two products, not three
+    (tiny("mixtral"), "a weight of shape (8, 64) in no linear layer"),
+    (tiny("qwen2_moe"), "in no linear layer"),
+    (tiny("deepseek_v3", num_key_value_heads=4), "in no linear layer"),
+    (tiny("jamba"), "0 of 4 layers"),
+    (tiny("bamba"), "0 of 4 layers"),
+    (tiny("falcon_h1"), "0 of 4 layers"),
+    (tiny("mamba"), "no number for max_position_embeddings"),
+    (tiny("qwen3_next", head_dim=16), "1 of 4 layers"),
+    (tiny("gemma2", head_dim=16), "2 of 4 layers"),
+    (tiny("gemma3_text", head_dim=16), "0 of 4 layers"),
+    (tiny("gemma3n_text"), "no number for intermediate_size"),
+    (tiny("gpt_oss"), "2 of 4 layers"),
+    (tiny("mistral", sliding_window=4096), "0 of 4 layers"),
+    (tiny("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=3), "3 of 4 layers"),
+    (tiny("bart", max_position_embeddings=64), "weights in its linear layers"),  # cross attention
+    (tiny("nobodys"), "cannot be read"),
+    (tiny("qwen2", layer_types=["full_attention"]), "cannot be read"),
 ])  # fmt: skip
-def test_models_of_another_kind_are_refused(capsys, tmp_path, config):
-    (tmp_path / "config.json").write_text(config)
+def test_models_of_another_kind_are_refused(capsys, tmp_path, config, said):
     with pytest.raises(SystemExit) as ended:
-        main(["--model", str(tmp_path)])
-    assert ended.value.code == 2 and "only decoders with dense layers" in capsys.readouterr().err
+        main(["--model", folder(tmp_path, config)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and ("only decoders with dense layers" in told or said == "cannot be read")
+
+
+@pytest.mark.parametrize("config", [
+    *map(tiny, ("llama", "qwen2", "olmo2", "granite", "phi3", "cohere", "stablelm")), tiny("qwen3", head_dim=32), tiny("gemma", head_dim=32),
+    tiny("mistral", sliding_window=None), tiny("phi3", sliding_window=9999, max_position_embeddings=4096),
+])  # fmt: skip
+def test_models_that_are_counted_are_counted_right(tmp_path, config):
+    """Parameters, FLOPs and cache of a run on the meta device. Attention there computes what it masks, too."""
+    shape, _ = shape_on_meta(folder(tmp_path, config))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path), attn_implementation="eager")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            cache = model(torch.zeros(1, 48, dtype=torch.long)).past_key_values
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    masked = 4 * shape.layers * shape.heads * shape.head_size * 48 * 47 / 2
+    assert counter.get_total_flops() == pytest.approx(cost.forward_flops(shape, 48) + masked, rel=5e-3)
+    assert cost.HALF * sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values)) == cost.kv_bytes(shape, 48)
 
 
 def test_it_is_a_command():
