@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from transformers import (
 )
 
 from sesa.engines.local import LocalEngine, sample
+from sesa.packing import pack, packed_logprobs
 from sesa.sampling import Sampling, sequential
+from sesa.tasks import Grade
 from tests.conftest import TokenCounter
 
 WORDS = ["w1", "w1 w2 w3 w4 w5", "w3\nw4\nw5 w1 w2 w3 w4 w5", "w9 w9"]  # prompts of 1 to 15 tokens
@@ -106,16 +109,86 @@ def test_a_completion_ends_where_the_context_does(word_lm, reference):
         generate(engine, [long])
 
 
-def test_sliding_window_is_right_or_refused(word_lm, reference):
-    _, tokenizer = word_lm
-    model = small(MistralForCausalLM, MistralConfig, len(tokenizer), sliding_window=6)
-    try:
-        done = generate(LocalEngine(model, tokenizer), WORDS)
-    except ValueError:
-        return
-    for c in done:
-        with torch.no_grad():
-            np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids), atol=1e-4)
+# ------------------------------------------------------------------------------------------------------ sliding windows
+
+EVERY_LAYER = {
+    "mistral": lambda n, **o: small(MistralForCausalLM, MistralConfig, n, **o),
+    "qwen2": lambda n, **o: small(Qwen2ForCausalLM, Qwen2Config, n, use_sliding_window=True, max_window_layers=0, **o),
+}
+SOME_LAYERS = {
+    "gemma2": lambda n, **o: small(Gemma2ForCausalLM, Gemma2Config, n, head_dim=8, **o),
+    "qwen2": lambda n, **o: small(Qwen2ForCausalLM, Qwen2Config, n, use_sliding_window=True, max_window_layers=1, **o),
+}
+
+
+class Letters:
+    """Lists of lines; answers of at most 8 tokens."""
+
+    stop, max_tokens = "\n", 8
+    problems = [SimpleNamespace(id=i) for i in ("abc", "d", "efghi", "jk")]
+
+    def prompt(self, problem, history=()):
+        return f"{problem.id}\n" + "".join(f"{text}\n" for text in history)
+
+    def grade(self, problem, text):
+        return Grade(0.0, text, False)
+
+
+def lists(engine, problems=Letters.problems, group_size=24, **options):
+    groups = sequential(engine, Letters(), problems, Sampling(group_size, **options), seed=3)
+    return [[(r.text, r.overflow, r.completion.prompt_ids, r.completion.ids) for r in group.rollouts] for group in groups]
+
+
+@pytest.mark.parametrize("family", EVERY_LAYER)
+@pytest.mark.parametrize("max_batch", [512, 3])
+def test_lists_side_by_side_in_a_window_are_as_with_full_attention_in_a_context_of_its_length(family, max_batch, char_lm, reference):
+    tokenizer = char_lm[1]
+    with pytest.warns(UserWarning, match="sees 64 tokens .its sliding window., so that is its context here, not 4096: lists that fill it start anew"):
+        engine = LocalEngine(EVERY_LAYER[family](len(tokenizer), sliding_window=64, max_position_embeddings=4096), tokenizer, max_batch)
+    full = EVERY_LAYER[family](len(tokenizer), sliding_window=None, max_position_embeddings=64)
+    done = lists(engine)
+    assert done == lists(LocalEngine(full, tokenizer))
+    assert done == [lists(engine, [problem])[0] for problem in Letters.problems]  # as with one problem
+    assert all(2 <= sum(overflow for _, overflow, _, _ in group) < 12 for group in done)
+    with pytest.raises(ValueError, match="67 tokens fills the model's context of 64"):
+        generate(engine, ["abc" * 22 + "\n"])
+
+
+@pytest.mark.parametrize("family", SOME_LAYERS)
+@pytest.mark.parametrize("max_batch", [512, 3])
+def test_a_window_of_some_layers_only_is_gone_beyond(family, max_batch, char_lm, reference, recwarn):
+    """Rows of unlike length, shared beginnings, kept caches, branches: the probabilities are those of a plain forward pass over each row."""
+    tokenizer = char_lm[1]
+    model = SOME_LAYERS[family](len(tokenizer), sliding_window=6)
+    engine, saved = LocalEngine(model, tokenizer, max_batch), 0
+    for problems, options in ((Letters.problems, {}), (Letters.problems[::-1], {"list_length": 5}), (Letters.problems, {"window": 2})):
+        with TokenCounter(model) as ours:
+            done = sequential(engine, Letters(), problems, Sampling(8, **options), seed=3)
+        for r in (r for group in done for r in group.rollouts):
+            assert not r.overflow and tokenizer.decode(r.completion.prompt_ids) == r.prompt
+            with torch.no_grad():
+                expected = reference(model, r.completion.prompt_ids, r.completion.ids)
+            np.testing.assert_allclose(r.completion.logprobs, expected, atol=1e-4)
+        saved += sum(len(r.completion.prompt_ids) + len(r.completion.ids) for group in done for r in group.rollouts) - ours.tokens
+    assert saved > 0  # caches are kept
+    prompts = ["abcdefgh" * 3 + "\n", "abcdefgh" * 3 + "ab", "c", "abcdefgh" * 2]
+    for share in ("xxxx", "xxyz", "abcd"):
+        for c in generate(LocalEngine(model, tokenizer, max_batch), prompts, share=share):
+            with torch.no_grad():
+                np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids), atol=1e-4)
+    assert not [w for w in recwarn if "window" in str(w.message)]
+
+
+def test_a_window_that_is_not_used_is_none(char_lm, recwarn):
+    tokenizer = char_lm[1]
+    model = small(Qwen2ForCausalLM, Qwen2Config, len(tokenizer), sliding_window=6, use_sliding_window=False)
+    unused = small(MistralForCausalLM, MistralConfig, len(tokenizer), sliding_window=512)  # as long as the context
+    assert lists(LocalEngine(model, tokenizer)) == lists(LocalEngine(small(Qwen2ForCausalLM, Qwen2Config, len(tokenizer)), tokenizer))
+    assert LocalEngine(model, tokenizer).fits("abc", 500) and LocalEngine(unused, tokenizer).fits("abc", 500)
+    assert not [w for w in recwarn if "window" in str(w.message)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- ends
 
 
 @pytest.mark.parametrize("stop", ["\n", "!"])  # one token is "!\n": what stands beside the stop string, on either side
@@ -169,15 +242,65 @@ def test_the_same_call_twice_after_an_empty_answer(eos_lm):
     assert_same(generate(engine, CHARS[:1], [seed]), first[seed : seed + 1])
 
 
-def test_lists_with_eos_equal_fresh_engines(eos_lm):
+def test_lists_with_eos_equal_fresh_engines_and_are_one_packed_row(eos_lm, reference):
     model, tokenizer = eos_lm
     kept = LocalEngine(model, tokenizer)
-    prompts = ["a\n"] * 8
-    for turn in range(4):
+    prompts, rows = ["a\n"] * 8, [[] for _ in range(8)]
+    for turn in range(8):
         seeds = range(8 * turn, 8 * turn + 8)
         done = generate(kept, prompts, seeds)
         assert_same(done, generate(LocalEngine(model, tokenizer), prompts, seeds))
         prompts = [f"{p}{c.text}\n" for p, c in zip(prompts, done, strict=True)]
+        for row, c in zip(rows, done, strict=True):
+            row.append(c)
+    ended = [c for row in rows for c in row[:-1] if c.ids[-1] == tokenizer.eos_token_id]
+    assert len(ended) > 5
+    assert_one_sequence_each(model, rows, len(ended), reference)
+    alone = sum(len(c.prompt_ids) + len(c.ids) for c in rows[0])
+    assert len(pack(rows[0])[0].ids) < alone / 3
+
+
+@pytest.mark.parametrize("stop", ["ab", "!\n", "//k", "\n\n"])
+def test_a_stop_string_of_several_tokens_stops(stop, char_lm):
+    """Token by token as without it, up to the token that makes it complete; "!\\n" is one token as well, and "!\\n\\n" holds all of the last."""
+    model, tokenizer = char_lm
+    prompts, seeds = CHARS * 100, range(500)
+    free = generate(LocalEngine(model, tokenizer), prompts, seeds, stop="abcdefg", max_tokens=20)
+    done = generate(LocalEngine(model, tokenizer), prompts, seeds, stop=stop, max_tokens=20)
+    for c, whole in zip(done, free, strict=True):
+        n = next((n for n in range(1, 21) if stop in tokenizer.decode(whole.ids[:n])), 20)
+        assert c.ids == whole.ids[:n] and len(c.logprobs) == n
+        assert c.stopped == (stop in tokenizer.decode(whole.ids[:n]))
+        assert c.text == tokenizer.decode(c.ids).partition(stop)[0]
+    assert sum(c.stopped for c in done) > 3
+
+
+def test_a_list_goes_on_before_a_token_that_holds_the_stop_and_more(char_lm, reference):
+    """"!\\n" where "!" is the stop: what was written before it is kept, what stands after the stop is neither text nor history."""
+    model, tokenizer = char_lm
+    engine, prompts, rows, ended = LocalEngine(model, tokenizer), ["a"] * 8, [[] for _ in range(8)], 0
+    for turn in range(6):
+        done = generate(engine, prompts, range(8 * turn, 8 * turn + 8), stop="!", max_tokens=40)
+        assert_same(done, generate(LocalEngine(model, tokenizer), prompts, range(8 * turn, 8 * turn + 8), stop="!", max_tokens=40))
+        for row, c in zip(rows, done, strict=True):
+            row.append(c)
+            ended += c.stopped and turn < 5
+        prompts = [f"{p}{c.text}\nb" for p, c in zip(prompts, done, strict=True)]
+    assert ended > 5
+    assert_one_sequence_each(model, rows, ended, reference)
+
+
+def assert_one_sequence_each(model, rows, ended, reference):
+    """Of every list one packed sequence, in which `ended` tokens all told are written but not read on, and all probabilities are right."""
+    assert sum(len(s.ends) for row in rows for s in pack(row)) == ended
+    for row in rows:
+        assert len(pack(row)) == 1
+        with torch.no_grad():
+            logprobs, owner, _ = packed_logprobs(model, pack(row))
+            assert owner.tolist() == [i for i, c in enumerate(row) for _ in c.ids]
+            for i, c in enumerate(row):
+                torch.testing.assert_close(logprobs[owner == i].double(), reference(model, c.prompt_ids, c.ids), atol=1e-5, rtol=0)
+                torch.testing.assert_close(logprobs[owner == i], torch.tensor(c.logprobs), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ some layers see all (Gemma 2 and later) it does not.
 """
 
 import warnings
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -259,6 +258,8 @@ class LocalEngine:
             # The text is all that was written but the end, special tokens too: what the next prompt shows is what the model saw.
             body = ids[:-1] if ids[-1] in self._ends else ids
             written = self._pieces.decode(body)
+            if ended and len(body) == length and stop not in written:  # some decode it otherwise beside half a character
+                written = self._pieces.decode(body[:-1]) + self._pieces.decode(body[-1:])
             text, _, tail = written.partition(stop)
             if tail:  # which no prompt will show
                 body = ids[:-1]
@@ -288,7 +289,7 @@ class LocalEngine:
         may end it where other tokens have begun `stop`, None if there are none."""
         if stop not in self._stops:
             size = self.model.get_output_embeddings().weight.shape[0]
-            texts = [self._pieces.decode([i]) for i in range(min(size, len(self.tokenizer)))]
+            texts = self._pieces.tokens(size)
             rests = tuple(stop[k:] for k in range(1, len(stop)))
             ends, completing = torch.zeros(2, size, dtype=torch.bool)
             ends[: len(texts)] = torch.tensor([stop in text for text in texts])

@@ -46,6 +46,13 @@ class Pieces:
         """The text of tokens that stand inside a text, special tokens too."""
         return self._whole_text(ids) if self._inside is None else self._inside.decode(list(ids), skip_special_tokens=False)
 
+    def tokens(self, size: int) -> list[str]:
+        """The text of each of the first `size` tokens, inside a text; fewer if the tokenizer has fewer."""
+        each = [[i] for i in range(min(size, len(self.tokenizer)))]
+        if self._inside is None:
+            return self.tokenizer.batch_decode(each, clean_up_tokenization_spaces=False)
+        return self._inside.decode_batch(each, skip_special_tokens=False)
+
     def _whole(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
