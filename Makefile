@@ -1,5 +1,6 @@
-# `make help` says what there is. Stamps in runs/<profile>/ are named after the content of all that a notebook depends on, so nothing
-# here compares times: a run is redone just when its notebook, profile section, code, data or pinned versions have changed.
+# `make help` says what there is. A run is named NOTEBOOK.DIGEST after the content of all that the notebook depends on, so nothing here
+# compares times: it is redone just when its notebook, profile section, code, data or pinned versions have changed. Which runs are done
+# is asked of Python: names of files with a space in them, as SESA_HOME may have, are beyond Make.
 
 PROFILE ?= laptop
 PYTHON  ?= python3
@@ -7,7 +8,6 @@ VENV    ?= .venv
 # An environment of ours is made when needed; one that is given (VENV=...) is used as it is.
 READY   := $(if $(filter .venv,$(VENV)),.venv/ready)
 RUN     := $(VENV)/bin/python
-RUNS    := $(or $(SESA_HOME),.)/runs/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,18 +21,20 @@ help:  ## this list
 OLD := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 
 ifneq ($(filter reproduce,$(MAKECMDGOALS)),)
-STAMPS := $(patsubst %,$(RUNS)/%.done,$(shell $(OLD) && $(PYTHON) -m sesa.notebooks stamps $(PROFILE)))
+STAMPS := $(shell $(OLD) && $(PYTHON) -m sesa.notebooks stamps $(PROFILE))
 $(if $(STAMPS),,$(error nothing to run, see the message above))
+TODO := $(filter-out %.done,$(STAMPS))
 endif
 
-reproduce: $(STAMPS)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: about 45 min on 2 cores)
+reproduce: $(TODO)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: about 45 min on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
-CLAIMS := $(filter $(RUNS)/10_claims.%,$(STAMPS))
-$(CLAIMS): $(filter-out $(CLAIMS),$(STAMPS))
-$(STAMPS): | $(READY)
-	$(RUN) -m sesa.notebooks run $(firstword $(subst ., ,$(notdir $@))) --profile $(PROFILE) --stamp $@
+CLAIMS := $(filter 10_claims.%,$(TODO))
+$(CLAIMS): $(filter-out $(CLAIMS),$(TODO))
+.PHONY: $(TODO)
+$(TODO): | $(READY)
+	$(RUN) -m sesa.notebooks run $(basename $@) --profile $(PROFILE) --stamp $(patsubst .%,%,$(suffix $@))
 
 smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (3 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke

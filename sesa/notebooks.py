@@ -1,7 +1,7 @@
 """Runs the notebooks: parameters from a profile, executed by papermill, finished only when all of it went well.
 
     python -m sesa.notebooks run 01_synthetic_exploration --profile laptop
-    python -m sesa.notebooks stamps laptop        what Make asks: one stamp per notebook, named after all that it depends on
+    python -m sesa.notebooks stamps laptop        what Make asks: of each notebook a digest of all that it depends on, and if that is done
 
 A profile is `notebooks/profiles/<name>.yaml`, one section per notebook; the notebook's own `parameters` cell says which keys there are
 and of what type. Only the standard library is imported at the top: Make runs `stamps` before anything is installed.
@@ -9,7 +9,10 @@ and of what type. Only the standard library is imported at the top: Make runs `s
 
 import argparse
 import ast
+import codecs
+import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -58,8 +61,8 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
 
     path = _profile_path(profile)
     try:
-        sections = yaml.load(path.read_text(encoding="utf-8"), Strict)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        sections = yaml.load(_text(path), Strict)
+    except yaml.YAMLError as e:
         raise ProfileError(f"{path.name} is no YAML: {e}") from e
     if not isinstance(sections, dict):
         raise ProfileError(f"{path.name} must hold one section per notebook: {', '.join(names())}")
@@ -77,6 +80,18 @@ def _profile_path(profile: str) -> Path:
     if profile not in known:
         raise ProfileError(f"there is no profile {profile!r} in notebooks/profiles/: take one of {', '.join(known)}, or copy one to {path.name}")
     return path
+
+
+def _text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as Windows editors save it; lines end with a line feed."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ProfileError(f"{path.name} is not UTF-8 text ({e}): save it as UTF-8") from e
+    if "\0" in text:
+        raise ProfileError(f"{path.name} holds zero bytes, as UTF-16 without a mark does: save it as UTF-8")
+    return "\n".join(text.splitlines()) + "\n"
 
 
 def parameters_cell(notebook: str) -> dict[str, Any]:
@@ -99,11 +114,33 @@ def _same_keys(place: str, what: str, given: set, expected: set) -> None:
 def _checked(place: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     _same_keys(place, "key", set(given), set(defaults))
     for key, default in defaults.items():
-        if not _same_type(given[key], default):
-            raise ProfileError(f"{place}: {key} must be of the kind of {default!r}, not {given[key]!r}")
+        _check_value(place, key, given[key], default)
         if isinstance(default, list) and any(v in given[key][:i] for i, v in enumerate(given[key])):
             raise ProfileError(f"{place}: {key} holds a value twice: {given[key]!r}")
+    keys = [{*default} for default in defaults.values() if isinstance(default, dict) and len(default) > 1]
+    for key, default in defaults.items():
+        if isinstance(default, dict) and keys.count({*default}) > 1:  # tables of the same things, e.g. a row per task
+            _same_keys(f"{place}, {key}", "key", set(given[key]), set(default))
     return given
+
+
+def _check_value(place: str, name: str, value: Any, default: Any) -> None:
+    """Refuses, at any depth, a value of another kind than the default's, NaN, infinity, and a key that is a typo.
+
+    Inside a dictionary keys may be added and left out, as it holds options or a row per name, and a value may be null: what they mean
+    is checked where they are used.
+    """
+    if default is not None and not _same_type(value, default):
+        raise ProfileError(f"{place}: {name} must be of the kind of {default!r}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProfileError(f"{place}: {name} is {value}: give a finite number")
+    known = default if isinstance(default, dict) else {}
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        left_out = [k for k in known if k.isidentifier() and k not in value]
+        if key not in known and (meant := difflib.get_close_matches(str(key), left_out, n=1, cutoff=0.85)):
+            raise ProfileError(f"{place}: {name}: unknown key {key}; is {meant[0]} meant?")
+        if inner is not None:
+            _check_value(place, f"{name}: {key}", inner, known.get(key))
 
 
 def _same_type(value: Any, default: Any) -> bool:
@@ -122,9 +159,9 @@ def _same_type(value: Any, default: Any) -> bool:
 def stamps(profile: str) -> dict[str, str]:
     """{notebook: fingerprint} of all that a run depends on: notebook, its profile section, code, data, and the pinned versions.
 
-    A finished run leaves the file `runs/<profile>/<notebook>.<fingerprint>.done`; Make compares names, not times.
+    A finished run leaves the file that `stamp` names; Make compares names, not times.
     """
-    text = _profile_path(profile).read_text(encoding="utf-8")
+    text = _text(_profile_path(profile))
     found: dict[str, str] = {}
     for notebook in names():
         cells = _cells(notebook)
@@ -140,6 +177,16 @@ def stamps(profile: str) -> dict[str, str]:
     if CLAIMS in found:
         found[CLAIMS] = fingerprint([], *found.values())
     return found
+
+
+def stamp(profile: str, notebook: str, digest: str) -> Path:
+    """The file that a finished run leaves."""
+    return home() / "runs" / profile / f"{notebook}.{digest}.done"
+
+
+def _is_done(profile: str, notebook: str, digest: str) -> bool:
+    """Whether a run has ended well; a stamp whose executed notebook was deleted says nothing."""
+    return stamp(profile, notebook, digest).is_file() and (home() / "figures" / profile / f"{notebook}.ipynb").is_file()
 
 
 def _cells(notebook: str) -> list[dict]:
@@ -185,6 +232,8 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
     environment = dict(os.environ)
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
+    os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # with another, the notebook would hold no figures
+    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # the kernel of this environment, before one of the same name in the user's folder
     # This checkout's code, also where several checkouts share one environment.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
@@ -250,24 +299,24 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("notebook", help="e.g. 01_synthetic_exploration")
     one.add_argument("--profile", default="laptop", help="a file of notebooks/profiles/ (default: laptop)")
     one.add_argument("--redraw", action="store_true", help="draw recorded results anew; run no experiment")
-    one.add_argument("--stamp", type=Path, help="leave this file when done, and remove the notebook's older stamps beside it")
-    listed = commands.add_parser("stamps", help="print the stamp of each notebook at a profile")
+    one.add_argument("--stamp", metavar="DIGEST", help="note when done that this was run, and forget what was noted of the notebook")
+    listed = commands.add_parser("stamps", help="print NOTEBOOK.DIGEST of each notebook at a profile, with .done if that was run")
     listed.add_argument("profile")
     args = parser.parse_args(arguments)
     try:
         if args.command == "stamps":
-            for name in names():  # a stamp whose notebook was deleted says nothing
-                if not (home() / "figures" / args.profile / f"{name}.ipynb").is_file():
-                    for stale in (home() / "runs" / args.profile).glob(f"{name}.*.done"):
-                        stale.unlink()
-            print(*(f"{name}.{digest}" for name, digest in stamps(args.profile).items()), sep="\n")
+            found = stamps(args.profile)
+            done = {name: _is_done(args.profile, name, digest) for name, digest in found.items()}
+            if CLAIMS in done:  # they are joined from what all others leave
+                done[CLAIMS] = all(done.values())
+            print(*(f"{name}.{digest}{'.done' if done[name] else ''}" for name, digest in found.items()), sep="\n")
             return 0
         if args.stamp:  # the older ones go first: even a run that fails may have overwritten their figures
-            for old in args.stamp.parent.glob(f"{args.notebook}.*.done"):
+            for old in (home() / "runs" / args.profile).glob(f"{args.notebook}.*.done"):
                 old.unlink()
         done = run(args.notebook, args.profile, args.redraw)
         if args.stamp:
-            args.stamp.touch()
+            stamp(args.profile, args.notebook, args.stamp).touch()
         print(f"{args.notebook} is done: {os.path.relpath(done)}")
         return 0
     except (ProfileError, NotebookError, OSError) as e:

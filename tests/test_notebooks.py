@@ -113,6 +113,9 @@ def test_profile_may_say(folder, old, new):
         ("rate: 0.1", "rate: fast", "01_a rate fast"),
         ("rate: 0.1", "rate: 1e-3", "01_a rate '1e-3'"),  # a text in YAML 1.1, where 1.0e-3 is a number
         ("rate: 0.1", "rate: true", "01_a rate True"),
+        ("rate: 0.1", "rate: .nan", "01_a rate nan finite"),
+        ("rate: 0.1", "rate: .inf", "01_a rate inf finite"),
+        ("rate: 0.1", "rate: -1.0e+999", "01_a rate -inf finite"),
         ("bold: false", "bold: 0", "01_a bold 0"),
         ("label: y", "label: 1", "01_a label 1"),
         ("sizes: [4]", "sizes: 4", "01_a sizes 4"),
@@ -141,10 +144,70 @@ def test_profile_is_refused_with_the_place_in_the_message(folder, capsys, old, n
     assert f"error: {error.value}" in capsys.readouterr().err
 
 
-def test_profile_that_is_no_text_is_refused(folder):
-    (folder / "profiles" / "p.yaml").write_bytes(b"01_a:\n  label: \xff\n")
-    with pytest.raises(ProfileError, match=r"p\.yaml is no YAML"):
+@pytest.mark.parametrize("content", [b"01_a:\n  label: \xff\n", PROFILE.encode("utf-16-le"), b"\xff\xfe\x00"], ids=["latin", "no mark", "cut"])
+def test_profile_that_is_no_text_is_refused_with_what_to_do(folder, content):
+    (folder / "profiles" / "p.yaml").write_bytes(content)
+    for function in (load_profile, stamps):
+        with pytest.raises(ProfileError, match=r"p\.yaml .*: save it as UTF-8"):
+            function("p")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "dos"])
+def test_profile_saved_by_another_editor_says_the_same(folder, encoding):
+    before = load_profile("p"), stamps("p")
+    text = PROFILE.replace("\n", "\r\n") if encoding == "dos" else PROFILE
+    (folder / "profiles" / "p.yaml").write_bytes(text.encode("utf-8" if encoding == "dos" else encoding))
+    assert (load_profile("p"), stamps("p")) == before
+
+
+TABLES = """profile = "scratch"
+rates = {"lake": {"sesa": 0.1, "parallel": 0.2}, "maze": {"sesa": 0.1}}
+steps = {"lake": 4, "maze": 5}
+model = {"hidden_size": 64}
+options = {"held_out": 9, "empty": [1, 2], "way": {"list_share": 0.5}}
+"""
+IN_TABLES = """
+  rates: {lake: {sesa: 0.3, actions: 1}, maze: {}}
+  steps: {lake: 6, maze: 7}
+  model: {name: Small, device: cuda}
+  options: {empty: [3, 3], held_out: null, skill: 0.5, way: {}}
+"""
+
+
+@pytest.fixture
+def tables(folder) -> Path:
+    """The profile `p`, with parameters that are dictionaries: options, and tables with a row per task."""
+    write_notebook(folder / "02_b.ipynb", TABLES, "1 + 1")
+    edit(folder / "profiles" / "p.yaml", "02_b:\n  size: 5\n", f"02_b:{IN_TABLES}")
+    return folder / "profiles" / "p.yaml"
+
+
+def test_profile_may_add_and_leave_out_options(tables):
+    assert load_profile("p")["02_b"]["options"] == {"empty": [3, 3], "held_out": None, "skill": 0.5, "way": {}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps: {lake: 6, maze: 7}", "steps: {lake: 6, maz: 7}", "02_b steps maz maze"),
+        ("steps: {lake: 6, maze: 7}", "steps: {lake: 6}", "02_b steps maze missing"),
+        ("maze: {}}", "mazes: {}}", "02_b rates mazes maze"),
+        ("held_out: null", "hled_out: 8", "02_b options hled_out held_out"),
+        ("way: {}", "way: {list_shre: 0.1}", "02_b options way list_shre list_share"),
+        ("held_out: null", "held_out: many", "02_b options held_out 'many'"),
+        ("lake: {sesa: 0.3", "lake: {sesa: fast", "02_b rates lake sesa 'fast'"),
+        ("steps: {lake: 6", "steps: {lake: 6.5", "02_b steps lake 6.5"),
+        ("skill: 0.5", "skill: .nan", "02_b options nan finite"),
+        ("sesa: 0.3", "sesa: .inf", "02_b rates lake sesa inf finite"),
+        ("actions: 1", "actions: -.inf", "02_b rates lake -inf finite"),
+        ("empty: [3, 3]", "empty: [3, .nan]", "02_b options empty nan"),
+    ],
+)
+def test_profile_is_refused_at_any_depth(tables, old, new, words):
+    edit(tables, old, new)
+    with pytest.raises(ProfileError) as error:
         load_profile("p")
+    assert [word for word in ["p.yaml", *words.split()] if word not in str(error.value)] == []
 
 
 @pytest.mark.parametrize("profile", ["huge", "../profiles/p", "", "p.yaml"])
@@ -257,6 +320,22 @@ def test_stamps_say_which_notebook_cannot_be_read(checkout, capsys):
     assert "02_b.ipynb is no notebook" in capsys.readouterr().err
 
 
+def test_stamps_that_stand_are_printed_as_done(folder, tmp_path, capsys):
+    found = stamps("p")
+    for name, digest in found.items():
+        for path in (tmp_path / "home" / "runs" / "p" / f"{name}.{digest}.done", tmp_path / "home" / "figures" / "p" / f"{name}.ipynb"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def printed() -> list[str]:
+        assert main(["stamps", "p"]) == 0
+        return [line.removesuffix(".done").split(".")[0] for line in capsys.readouterr().out.split() if line.endswith(".done")]
+
+    assert printed() == ["01_a", "02_b", "10_claims"]
+    (tmp_path / "home" / "figures" / "p" / "01_a.ipynb").unlink()
+    assert printed() == ["02_b"], "a stamp whose notebook was deleted says nothing; the claims come after all others"
+
+
 @pytest.mark.parametrize("profile", sorted(p.stem for p in notebooks.PROFILES.glob("*.yaml")))
 def test_stamps_need_only_the_standard_library(profile):
     """Make asks with the system's Python, before anything is installed: -I -S leaves out site-packages and the environment."""
@@ -284,11 +363,29 @@ def test_run_that_succeeds_leaves_the_notebook_and_one_stamp(folder, tmp_path, c
     (home / "runs" / "p").mkdir(parents=True)
     for old in ("02_b.old.done", "02_b.failed.ipynb", "01_a.old.done"):
         (home / "runs" / "p" / old).touch()
-    assert main(["run", "02_b", "--profile", "p", "--stamp", str(home / "runs/p/02_b.new.done")]) == 0
+    assert main(["run", "02_b", "--profile", "p", "--stamp", "new"]) == 0
     assert files_under(home) == ["figures/p/02_b.ipynb", "runs/p/01_a.old.done", "runs/p/02_b.new.done"]
     assert outputs(home / "figures/p/02_b.ipynb") == "p 5 notebooks\n"
     assert "02_b is done" in capfd.readouterr().out
     assert str(tmp_path) not in (home / "figures/p/02_b.ipynb").read_text()
+
+
+def test_run_has_its_figures_and_its_own_kernel_whatever_the_environment_says(folder, tmp_path, monkeypatch):
+    drawing = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    write_notebook(folder / "02_b.ipynb", SIZE, drawing, "import sys\nprint(sys.executable)")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))  # with a kernel of the same name, of another environment
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user" / ".local" / "share"))
+    spec = {"argv": ["/no/such/python", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    for place in (".local/share/jupyter", "Library/Jupyter"):
+        other = tmp_path / "user" / place / "kernels" / "python3"
+        other.mkdir(parents=True)
+        (other / "kernel.json").write_text(json.dumps(spec))
+    done = run("02_b", "p")
+    cells = [c for c in nbformat.read(done, 4).cells if c.cell_type == "code"]
+    assert [o.data["image/png"][:4] for c in cells for o in c.outputs if "data" in o and "image/png" in o.data] == ["iVBO"]
+    assert outputs(done).endswith(f"{sys.executable}\n")
+    assert os.environ["MPLBACKEND"] == "Agg", "this process is left as it was"
 
 
 def test_run_that_fails_shows_the_cell_and_leaves_no_stamp(folder, tmp_path, capfd):
@@ -296,7 +393,7 @@ def test_run_that_fails_shows_the_cell_and_leaves_no_stamp(folder, tmp_path, cap
     home = tmp_path / "home"
     (home / "runs" / "p").mkdir(parents=True)
     (home / "runs/p/02_b.old.done").touch()  # of a state whose figures this run may have overwritten
-    assert main(["run", "02_b", "--profile", "p", "--stamp", str(home / "runs/p/02_b.new.done")]) == 1
+    assert main(["run", "02_b", "--profile", "p", "--stamp", "new"]) == 1
     message = capfd.readouterr().err
     error = message[message.index("error: notebook 02_b") :]
     assert "# the culprit\n    1 / (size - 5)" in error and "ZeroDivisionError: division by zero" in error
@@ -310,7 +407,7 @@ def test_run_whose_kernel_is_killed_fails_with_a_message(folder, tmp_path, capfd
     """As the system does to a process that takes too much memory."""
     write_notebook(folder / "02_b.ipynb", SIZE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     home = tmp_path / "home"
-    assert main(["run", "02_b", "--profile", "p", "--stamp", str(home / "runs/p/02_b.new.done")]) == 1
+    assert main(["run", "02_b", "--profile", "p", "--stamp", "new"]) == 1
     assert "error: notebook 02_b" in capfd.readouterr().err
     assert [f for f in files_under(home) if not f.endswith("failed.ipynb")] == []
 
@@ -351,7 +448,7 @@ def test_run_that_is_killed_leaves_nothing_that_looks_finished_and_goes_on(tmp_p
     cell = "import os, time\nopen(os.environ['STARTED'], 'w').write(str(os.getpid()))\ntime.sleep(float(os.environ['SLEEP']))"
     write_notebook(folder / "02_b.ipynb", SIZE, cell)
     home, started = tmp_path / "home", tmp_path / "started"
-    command = [sys.executable, *"-m sesa.notebooks run 02_b --profile p --stamp".split(), str(home / "runs/p/02_b.new.done")]
+    command = [sys.executable, *"-m sesa.notebooks run 02_b --profile p --stamp new".split()]
     environment = os.environ | {"SESA_HOME": str(home), "STARTED": str(started), "SLEEP": "50"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     try:
@@ -425,6 +522,7 @@ def smoke(tmp_path_factory):
         patch.setenv("SESA_HOME", str(home))
         patch.setenv("SESA_BATCH", "1")
         patch.setenv("SESA_REDRAW", "")
+        patch.setenv("MPLBACKEND", "Agg")  # as in a shell without a screen; the notebooks have their figures nevertheless
         yield home / "figures" / "smoke"
 
 
@@ -437,6 +535,8 @@ def test_notebook_runs_at_smoke(smoke, notebook):
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     assert 'profile = "smoke"' in "".join(c.source for c in cells if "injected-parameters" in c.metadata.get("tags", []))
     assert [o for c in cells for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"] == []
+    shown = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(shown) == 3 if notebook == "00_the_method" else shown
     made = set(files_under(smoke)) - before
     drawn = {Path(f).stem for f in made if re.search(r"\.(png|svg)$", f)}
     assert drawn, "a notebook shows at least one figure"
