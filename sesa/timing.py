@@ -127,7 +127,7 @@ class EndlessEngine(LocalEngine):
         self.keep = keep
 
     def allowed(self, logits: torch.Tensor, sampled: list[torch.Tensor], stop: str) -> torch.Tensor:
-        return logits.masked_fill(self._stop_tokens(stop), -torch.inf)
+        return logits.masked_fill(self._stop_tokens(stop)[0], -torch.inf)
 
     def generate(self, prompts: Sequence[str], *, share: Sequence[object] | None = None, **options: Any) -> list[Completion]:
         if self.keep:
