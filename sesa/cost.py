@@ -148,8 +148,14 @@ def training_flops(shape: Shape, rows: list[int], checkpointing: bool) -> float:
 
 
 def sampling_flops(shape: Shape, stages: list[Stage]) -> float:
-    """Of one group. The cache of a list is kept, so each of its tokens is computed once, prompts too."""
-    return sum(forward_flops(shape, n) for s in stages for n in s.packed)
+    """Of one group. The cache of a list is kept, so each of its tokens is computed once, prompts too; the output matrix
+    only gives what is drawn from."""
+    return sum(forward_flops(shape, n) - output_flops(shape, n - s.steps) for s in stages for n in s.packed)
+
+
+def output_flops(shape: Shape, tokens: int) -> int:
+    """Of the output matrix, for so many tokens: what sampling spares where nothing is drawn, as within a prompt."""
+    return 2 * shape.vocabulary * shape.hidden * tokens
 
 
 def kv_bytes(shape: Shape, tokens: int) -> int:
@@ -212,7 +218,9 @@ class Machine:
 
 
 def call_flops(shape: Shape, call: Call) -> float:
-    return call.times * call.rows * forward_flops(shape, call.tokens, call.before)
+    """Each row's last token alone goes through the output matrix."""
+    row = forward_flops(shape, call.tokens, call.before) - output_flops(shape, call.tokens - 1)
+    return call.times * call.rows * row
 
 
 def call_bytes(shape: Shape, call: Call, number: int = HALF, gpus: int = 1) -> float:

@@ -71,11 +71,14 @@ def test_flops_of_groups_are_those_counted(lm, arm, cached):
 
 
 def test_flops_of_kept_lists_are_those_of_one_text():
-    """A cache that is kept computes every token of a list once, but for the last, which nobody needs."""
+    """A cache that is kept computes every token of a list once, but for the last, which nobody needs; and the output matrix
+    where a token is drawn, 5 times 11."""
     shape, stages = shape_from(2, 32, 4, 2, 48, 100), stages_of_arm("sequential", 5, 20, 3, 11)
     (length,) = stages[0].packed
-    assert sum(cost.call_flops(shape, c) for c in calls_of(stages, 1)) == pytest.approx(cost.forward_flops(shape, length - 1))
-    assert cost.sampling_flops(shape, stages) == pytest.approx(cost.forward_flops(shape, length))
+    outputs, within = 2 * 32 * 100, replace(shape, linear=shape.linear - 32 * 100)
+    called = sum(cost.call_flops(shape, c) for c in calls_of(stages, 1))
+    assert called == pytest.approx(cost.forward_flops(within, length - 1) + 55 * outputs)
+    assert cost.sampling_flops(shape, stages) == pytest.approx(cost.forward_flops(within, length) + 55 * outputs)
 
 
 def test_cache_is_as_large_as_said(lm):
@@ -128,7 +131,7 @@ def seconds(arm, g, prompt, sketch, solution, problems=1, cached=True, machine=M
 
 def test_seconds_of_a_call_by_hand():
     call = Call(1, "prefill", rows=3, tokens=5, before=7)
-    flops, traffic = 3 * cost.forward_flops(SHAPE, 5, 7), 4 * SHAPE.parameters + 3 * 7 * 2 * cost.kv_bytes(SHAPE, 1)
+    flops, traffic = 3 * (cost.forward_flops(SHAPE, 5, 7) - 4 * 2 * 32 * 100), 4 * SHAPE.parameters + 3 * 7 * 2 * cost.kv_bytes(SHAPE, 1)
     alone = max(flops / 2e9, traffic / 1e9)
     assert cost.call_seconds(SHAPE, call, MACHINE) == pytest.approx(alone + 1e-3 + 3e-5 + 2e-3)
     assert cost.call_seconds(SHAPE, call._replace(kind="decode", times=6), MACHINE) == pytest.approx(6 * (alone + 1e-3 + 3e-5))
