@@ -90,7 +90,8 @@ class Rollouts:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, not trainer.use_vllm, **again) as policy:
             engine = VLLMEngine(trainer.vllm_generation, tokenizer) if trainer.use_vllm else LocalEngine(policy, tokenizer)
             groups = config.sampler(engine, self.task, [self.problems[i] for i in ids], config.sampling, seed)
-        self.metrics = describe(groups, config.full_objective)  # of this process; logged is the mean over processes, so that of these is the sum
+        # Of this process; logged is the mean over processes, so that of these counts is the sum.
+        self.metrics = describe(groups, config.full_objective)
         for count in ("rollouts", "completion_tokens", "overflows"):
             self.metrics[count] *= trainer.accelerator.num_processes
         if is_environment(self.task):
@@ -140,8 +141,9 @@ def row_of(completions: Sequence[Completion], end: int) -> tuple[tuple[int, ...]
     first = next(t for t, owner in enumerate(sequence.owner) if owner >= 0)
     owners = sequence.owner[first:]
     drawn_with = iter([p for o in dict.fromkeys(o for o in owners if o >= 0) for p in completions[o].logprobs])
-    logprobs = tuple(next(drawn_with) if owner >= 0 else 0.0 for owner in owners)
+    logprobs = [next(drawn_with) if owner >= 0 else 0.0 for owner in owners]
     mask = [int(owner >= 0 and t not in sequence.ends) for t, owner in enumerate(owners, first)]
+    logprobs = tuple(p if learnt else 0.0 for p, learnt in zip(logprobs, mask, strict=True))
     return tuple(sequence.ids[:first]), tuple(sequence.ids[first:]), logprobs, mask
 
 
@@ -271,7 +273,8 @@ def train(model: str, task: Task, config: Training, seed: int, folder: Path, **h
     """
     trainer = make_trainer(model, task, config, seed, folder, **how)
     kept = {key: value for key, value in asdict(config).items() if key not in (*NO_PART_OF_A_RUN, "probe_every")}
-    kept |= {key: value for key, value in how.items() if not key.startswith("vllm_") and key != "micro_batch"}  # where vLLM runs may change
+    # Where vLLM runs may change, and how many rows are computed at once.
+    kept |= {key: value for key, value in how.items() if not key.startswith("vllm_") and key != "micro_batch"}
     kept |= {key: getattr(task, key, None) for key in LIMITS}
     with PartialState().main_process_first():
         checkpoint = resumable(folder, {**kept, "seed": seed, "model": model, "task": f"{type(task).__name__} {getattr(task, 'config', '')}"})
@@ -291,7 +294,9 @@ def asked(task: str, model: str, dry_run: bool) -> Task:
 
 LIMITS = "max_tokens", "sketch_max_tokens"  # of a task
 NUMBERS = "arm", "steps", "problems_per_step", "group_size", "updates", "temperature", "learning_rate"  # of a Training
-HOW = "vllm", "bf16", "gradient_checkpointing", "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization", "micro_batch"  # for make_trainer
+HOW = (  # for make_trainer
+    "vllm", "bf16", "gradient_checkpointing", "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization", "micro_batch",
+)  # fmt: skip
 OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("task", "paths", f"one of: {', '.join(TASKS)}"),
     ("model", "tiny", "a folder, a name on the Hugging Face hub, or tiny: the tiny LM, made if need be"),

@@ -25,9 +25,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
-from sesa.metrics import kl_divergence
-from sesa.packing import Packed, autocast, packed_logprobs
+from sesa.engines.text import Pieces
 from sesa.fingerprint import fingerprint, sources_behind
+from sesa.metrics import kl_divergence
+from sesa.packing import Packed, logits_at, packed_logprobs
 from sesa.runs import derive_seed, hash_of, home, origin, progress, read_json, sha256, write_atomic, writing
 from sesa.tasks import modules_of
 
@@ -190,13 +191,14 @@ def text_loss_backward(
 ) -> float:
     """Adds the gradient of `weight` times the mean cross-entropy (nats) of all completion tokens; returns that mean.
 
-    A text is (prompt, completion), or goes on as (..., prompt, completion).
+    A text is (prompt, completion), or goes on as (..., prompt, completion). ValueError: see `sesa.engines.text.Pieces`.
 
     Texts of like length are computed together: their lengths differ by a factor of 30, and padding would be half the work.
     """
+    encode = Pieces(tokenizer).encode
     rows = []  # of each text its tokens, and of each whether it is taught
     for text in texts:
-        pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in text]
+        pieces = [encode(piece, after=i > 0) for i, piece in enumerate(text)]
         rows.append((sum(pieces, []), [bool(i % 2) for i, piece in enumerate(pieces) for _ in piece]))
     rows.sort(key=lambda row: len(row[0]))
     total, mean = sum(sum(marks) for _, marks in rows), 0.0
@@ -207,24 +209,14 @@ def text_loss_backward(
         taught = torch.zeros(len(part), width, dtype=torch.bool)
         for r, (row, marks) in enumerate(part):
             ids[r, : len(row)], taught[r, : len(row)] = torch.tensor(row), torch.tensor(marks)
+        taught[:, 0] = False  # nothing stands before it
         ids, taught = ids.to(model.device), taught.to(model.device)
         # Causal attention and padding on the right: no attention mask is needed, and the fast kernel applies.
-        with autocast(model):
-            if _plain(model):  # only where something is taught: most of a batch is prompt and padding
-                logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[:, :-1][taught[:, 1:]])
-            else:
-                logits = model(input_ids=ids, use_cache=False).logits[:, :-1][taught[:, 1:]]
-        loss = cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]], reduction="sum") / total
+        logits = logits_at(model, ids, taught.roll(-1, 1))
+        loss = cross_entropy(logits, ids[:, 1:][taught[:, 1:]], reduction="sum") / total
         (weight * loss).backward()
         mean += loss.item()
     return mean
-
-
-def _plain(model: PreTrainedModel) -> bool:
-    """Whether the logits are a matrix product of the last hidden state: no cap, no scale."""
-    config = model.config.get_text_config()
-    changed = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
-    return hasattr(model, "lm_head") and hasattr(model, "model") and not any(changed)
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict) -> None:
@@ -261,10 +253,11 @@ def text_probabilities(
 
     Exact: one forward pass over prompt and text, in batches. With all valid answers as texts, 1 minus the sum is the share of invalid ones.
     """
-    head = tokenizer.encode(prompt, add_special_tokens=False)
+    encode = Pieces(tokenizer).encode
+    head = encode(prompt)
     out = []
     for start in range(0, len(texts), 512):
-        tails = [tokenizer.encode(text, add_special_tokens=False) for text in texts[start : start + 512]]
+        tails = [encode(text, after=True) for text in texts[start : start + 512]]
         packed = [Packed(head + tail, [-1] * len(head) + [i] * len(tail)) for i, tail in enumerate(tails)]
         scores = packed_logprobs(model, packed, temperature)
         out.append(torch.zeros(len(tails), dtype=torch.double).index_add(0, scores.owner.cpu(), scores.logprobs.double().cpu()).exp())

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sesa import distributed, training
 from sesa.arms import ONE_TURN, Training
-from sesa.distributed import Rollouts, main, make_trainer, train
+from sesa.distributed import Rollouts, main, make_trainer, row_of, train
+from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.engines.vllm import VLLMEngine
 from sesa.models import TinyConfig, WarmStart, tiny_lm, word_tokenizer
@@ -28,6 +29,7 @@ from sesa.training import TrainingError, _policy_backward
 from tests.conftest import random_llama
 from tests.test_actions import Problem, Walk
 from tests.test_chat import tokenizer_of
+from tests.test_text import byte_level
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = TinyConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -373,6 +375,63 @@ def test_vllm_engine(taught):
     assert [(c.text, c.stopped) for c in completions] == [("cities", True), ("citiescities", False)]
     assert completions[0].ids == (word, newline) and completions[0].logprobs == (-0.5, -0.25)
     assert completions[1].prompt_ids == tuple(prompts[1])
+
+
+class Says:
+    """TRL's VLLMGeneration, which writes the next of these tokens at every prompt."""
+
+    def __init__(self, *written):
+        self.written, self.prompts = list(written), []
+
+    def generate(self, prompts, images, num_generations):
+        self.prompts += prompts
+        drawn = [self.written.pop(0) for _ in prompts]
+        return prompts, drawn, [[[-float(i)] for i in ids] for ids in drawn], None
+
+
+def test_vllm_ends(taught):
+    """shared/cases 12: any special token ends an answer, and is no text; nothing is an empty completion."""
+    tokenizer = byte_level()
+    assert tokenizer.eos_token == "<|im_end|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    texts = ["abc<|endoftext|>", "", "abc<|im_end|>", "abc\n", "a<|im_end|>c", "<|endoftext|>", "ab"]
+    written = [tokenizer.encode(text) for text in texts]
+    done = VLLMEngine(Says(*written), tokenizer).generate(["x\n"] * len(texts), seeds=range(len(texts)), stop="\n", max_tokens=9)
+    assert [c.ids for c in done] == [tuple(ids) for ids in written]
+    assert [c.text for c in done] == ["abc", "", "abc", "abc", "a<|im_end|>c", "", "ab"]
+    assert [c.stopped for c in done] == [True, True, True, True, False, True, False]
+    (special,) = VLLMEngine(Says(written[2]), tokenizer).generate(["x\n"], seeds=[0], stop="<|im_end|>", max_tokens=9)
+    assert (special.text, special.stopped, special.ids) == ("abc", True, tuple(written[2]))
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_end|>", "\n"])
+def test_all_turns_of_an_agent_by_vllm_are_one_row(end):
+    """Whatever ends them, and if the tokenizer would read what was written as other tokens."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "Hunan"]
+    assert tokenizer.encode("Hunan") != letters  # it has a token for it
+    turn = letters + tokenizer.encode(end)
+    generation, prompt, completions = Says(turn, [], turn), "from\n", []
+    engine = VLLMEngine(generation, tokenizer)
+    for _ in range(3):
+        completions += engine.generate([prompt], seeds=[0], stop="\n", max_tokens=9, share=["p"])
+        prompt += completions[-1].text + "\nGive\n"
+    assert [c.text for c in completions] == ["Hunan", "", "Hunan"]
+    assert tokenizer.decode(completions[2].prompt_ids) == "from\nHunan\nGive\n\nGive\n"
+    prompt_ids, ids, logprobs, mask = row_of(completions, tokenizer.eos_token_id)
+    assert tokenizer.decode(prompt_ids) == "from\n" and tokenizer.decode(ids) == f"Hunan\nGive\n\nGive\nHunan{end}"
+    read_on = end == "\n"  # another end is not in the next prompt, so TRL cannot learn it, but for the last
+    first, rest = letters + turn[5:] * read_on, len(ids) - len(letters) - 1
+    assert [i for i, m in zip(ids, mask, strict=True) if m] == first + turn
+    assert [p for p, m in zip(logprobs, mask, strict=True) if m] == [-float(i) for i in first + turn]
+    assert rest > len(letters) and all(p == 0 for p, m in zip(logprobs, mask, strict=True) if not m)
+
+
+def test_an_empty_completion_is_a_row_that_no_loss_sees(taught):
+    empty = Completion("", True, (3, 4))
+    assert row_of([empty], 7) == ((3, 4), (7,), (0.0,), [0])
+    assert row_of([empty, Completion("", True, (3, 4, 5), (6,), (-1.0,))], 7) == ((3, 4, 5), (6,), (-1.0,), [1])
 
 
 def test_rollouts_by_vllm(taught):
