@@ -129,6 +129,28 @@ def committed() -> list[Path]:
     return [p for name in done.stdout.split("\0") if name and (p := ROOT / name).is_file()]
 
 
+def test_a_clone_that_would_turn_line_ends_has_the_files_as_they_are(tmp_path):
+    """As Git for Windows clones by default: no file of the clone differs, data loads, and Make's files and scripts end lines as they must."""
+    committed()  # or skips
+    clone = tmp_path / "a clone"
+    subprocess.run(["git", "clone", "-q", "--depth=1", "-c", "core.autocrlf=true", f"file://{ROOT}", clone], check=True)
+    done = subprocess.run(["git", "ls-files", "--eol"], cwd=clone, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) > 100 and [line for line in done.stdout.splitlines() if "crlf" in line.split("attr/")[0]] == []
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+    code = "import sesa.tasks.paths as p; p.PathTask(); from sesa.claims import paper_claims; paper_claims(); print(p.__file__)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, capture_output=True, text=True)
+    assert loaded.returncode == 0 and str(clone) in loaded.stdout, loaded.stderr
+
+
+def test_committing_again_would_change_no_file(tmp_path):
+    """What .gitattributes says of line ends is so of all that is committed: no commit of something else rewrites a file."""
+    done = subprocess.run(["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git checkout")
+    assert [line for line in done.stdout.splitlines() if re.match(r"i/(crlf|mixed)", line) and "attr/-text" not in line] == []
+
+
 def test_no_file_tells_of_a_developers_machine():
     folders = ["work", "root", r"home/[\w.-]+", r"Users/[\w.-]+", "builds"]
     anywhere = rf"(?<![\w.~>}}\])/+-])/(?:{'|'.join(folders)})/|C:\\+Users"

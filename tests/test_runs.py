@@ -115,6 +115,18 @@ def test_write_atomic_says_which_folder_is_read_only(tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x.csv": "old"}
 
 
+def test_sha256_is_of_the_content_and_holds_no_file_in_memory(tmp_path):
+    (tmp_path / "small").write_bytes(b"abc")
+    assert runs.sha256(tmp_path / "small") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert runs.sha256(tmp_path / "absent") is None and runs.sha256(tmp_path) is None
+    with (tmp_path / "large").open("wb") as f:
+        f.truncate(300 * 2**20)
+    code = "import resource, sys; from pathlib import Path; from sesa.runs import sha256; print(sha256(Path(sys.argv[1])))"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (250 * 2**20,) * 2); {code}"
+    done = python("-c", limited, str(tmp_path / "large"))
+    assert done.stdout.strip() == hashlib.sha256(bytes(300 * 2**20)).hexdigest(), done.stderr
+
+
 def test_a_relative_home_is_one_place_in_every_working_folder(tmp_path, monkeypatch):
     """Make runs in the checkout, the notebooks in notebooks/."""
     monkeypatch.setenv("SESA_HOME", "results")
