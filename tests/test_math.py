@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sesa.models import word_tokenizer
-from sesa.runs import DataError
+from sesa.runs import ROOT, DataError
 from sesa.tasks import Grade
 from sesa.tasks.math import PLANS, SOURCES, TOP, HubMath, HubProblem, MathConfig, MathTask, Problem, load_problems
 
@@ -201,9 +201,19 @@ def test_strategy(problem, text, plan):
     ("text", "grade"),
     [
         ("7+5=12;12+9=21;21+3=24;#24", (1.0, "7+5=12;12+9=21;21+3=24;#24", True)),
-        ("7+5=12 ; # 24\n", (1.0, "7+5=12;#24", True)),
-        ("#024", (1.0, "#24", True)),
-        ("#25#24", (1.0, "#25#24", True)),
+        ("7+5=12; 12+9=21; 21+3=24 ; # 024\n", (1.0, "7+5=12;12+9=21;21+3=24;#24", True)),
+        ("5+7=12;12+3=15;15+9=24;#24", (1.0, "5+7=12;12+3=15;15+9=24;#24", True)),  # by no plan, but true
+        ("7+5=13;13+9=21;21+3=24;#24", (1.0, "7+5=13;13+9=21;21+3=24;#24", True)),  # two slips that cancel out
+        # right, but not from the steps
+        ("#24", (0.0, "#24", False)),
+        ("7+5=12;#24", (0.0, "7+5=12;#24", False)),
+        ("7+5=13;13+9=22;22+3=25;#24", (0.0, "7+5=13;13+9=22;22+3=25;#24", False)),
+        ("20+4=24;#24", (0.0, "20+4=24;#24", False)),
+        ("9+3=24;#24", (0.0, "9+3=24;#24", False)),
+        ("12+12=24;#24", (0.0, "12+12=24;#24", False)),
+        ("7+5=12;9+3=12;12+12=24#24", (0.0, "7+5=12;9+3=12;12+12=24#24", False)),
+        ("nonsense;7+5=12;9+3=12;12+12=24;#24", (0.0, "nonsense;7+5=12;9+3=12;12+12=24;#24", False)),
+        ("#25#24", (0.0, "#25#24", False)),
         ("#24#25", (0.0, "#24#25", False)),
         ("#24;", (0.0, None, False)),
         ("#", (0.0, None, False)),
@@ -218,6 +228,27 @@ def test_compact_grades(text, grade):
 
 
 @pytest.mark.parametrize(
+    ("text", "reward"),
+    [("19-4=15;15/3=5;#5", 1), ("19-4=15;3*1=3;3*2=6;3*3=9;3*4=12;3*5=15;#5", 1), ("4+3=7;7+3=10;10+3=13;13+3=16;16+3=19;#5", 1),
+     ("#5", 0), ("15/3=5;#5", 0), ("4+1=5;#5", 0), ("19-4=15;#5", 0), ("19-4=15;15/0=5;#5", 0), ("19/4=4;#5", 0), ("19-4=15;15/3=6;#5", 0)],
+)  # fmt: skip
+def test_an_answer_needs_the_work_that_leads_to_it(text, reward):
+    assert TASK.grade(EQUATION, text).reward == reward
+
+
+def test_honest_work_keeps_its_reward():
+    """Of every text of the warm start that ends in the right answer: thousands, of all plans and skills."""
+    rng, right = np.random.default_rng(11), 0
+    for task in (MathTask(MathConfig(skill=skill, train=9, held_out=9)) for skill in (0.3, 0.7, 1)):
+        for p in PROBLEMS[::3]:
+            for name in PLANS[p.kind]:
+                text = task.attempt(p, name, rng)
+                assert task.grade(p, text).solved == (int(text.rpartition("#")[2]) == p.answer)
+                right += task.grade(p, text).solved
+    assert right > 2000
+
+
+@pytest.mark.parametrize(
     ("text", "grade"),
     [
         (r"<think>\boxed{1}</think> So \boxed{24}.", (1.0, "24", True)),
@@ -225,6 +256,10 @@ def test_compact_grades(text, grade):
         (r"\boxed{24.0}", (1.0, "24.0", True)),
         (r"\boxed{\frac{48} {2}}", (1.0, r"\frac{48} {2}", True)),
         (r"\boxed{25}", (0.0, "25", False)),
+        ("\\boxed{２４}", (1.0, "24", True)),
+        (r"\boxed{**24**}", (1.0, "24", True)),
+        (r"\fbox{24}", (1.0, "24", True)),
+        (r"So \boxed 24", (1.0, "24", True)),
         ("It is 24.", (0.0, None, False)),
         ("#24", (0.0, None, False)),
     ],
@@ -318,10 +353,10 @@ def rows(dataset: str) -> list[dict]:
     return [{"index": i, asked: question, known: f"{mark}{answer}"} for i, (question, answer) in enumerate(texts)]
 
 
-def write(folder, content: list[dict], parquet: bool):
+def write(folder, content: list[dict], parquet: bool, split: str = "train"):
     folder.mkdir()
     if parquet:
-        pd.DataFrame(content).to_parquet(folder / "train-0.parquet")
+        pd.DataFrame(content).to_parquet(folder / f"{split}-0.parquet")
     else:
         (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content[3:]))
         (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content[:3]))
@@ -332,7 +367,7 @@ def write(folder, content: list[dict], parquet: bool):
 @pytest.mark.parametrize("dataset", SOURCES)
 @pytest.mark.parametrize("parquet", [False, True])
 def test_local_files_are_read(dataset, parquet, tmp_path):
-    problems = load_problems(dataset, REVISION, folder=write(tmp_path / "data", rows(dataset), parquet))
+    problems = load_problems(dataset, REVISION, folder=write(tmp_path / "data", rows(dataset), parquet, SOURCES[dataset][1]))
     assert [(p.question, p.answer) for p in problems] == [("What is $\\frac12$ of 34?", "17"), ("Half?", "\\frac{1}{2}")]
     assert len({p.id for p in problems}) == 2
     assert load_problems(dataset, REVISION, 1, tmp_path / "data") == problems[:1]
@@ -389,6 +424,69 @@ def test_a_row_without_a_text_is_dropped(tmp_path):
     (tmp_path / "none" / "a.jsonl").write_text('{"question": "What?", "answer": "17"}\n')  # no ####
     with pytest.raises(DataError, match="no row"):
         load_problems(GSM8K, REVISION, folder=tmp_path / "none")
+
+
+CASES = ROOT / "tests" / "cases"
+AIME = "HuggingFaceH4/aime_2024"
+
+
+def test_only_the_split_asked_for_is_read():
+    assert [(p.question, p.answer) for p in load_problems(GSM8K, REVISION, folder=CASES / "07_gsm8k_as_downloaded")] == [("Train question?", "1")]
+    with pytest.raises(DataError, match="test.jsonl is of the split 'train'"):
+        load_problems(GSM8K, REVISION, folder=CASES / "07_gsm8k_as_downloaded" / "main" / "test.jsonl")
+
+
+def test_numbers_are_kept_and_a_null_alone_is_dropped():
+    problems = load_problems(AIME, REVISION, folder=CASES / "07_numbers_and_a_null.jsonl")
+    assert [(p.question, p.answer) for p in problems] == [("Seven times eight?", "56"), ("Half of 90?", "45")]
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["main/train-00000-of-00001.jsonl", "main/test-00000-of-00001.jsonl", "socratic/train.jsonl"], [0]),
+        (["main/train/0.jsonl", "main/train/1.jsonl", "main/test/0.jsonl"], [0, 1]),
+        (["gsm8k_main_train.jsonl", "gsm8k_main_test.jsonl", "gsm8k_socratic_train.jsonl"], [0]),
+        (["test_data/main/train.jsonl", "test_data/main/test.jsonl"], [0]),
+        (["a.jsonl", "b.jsonl"], [0, 1]),
+        (["a.jsonl", "test.jsonl", "notes.txt"], [0]),
+        (["train.jsonl", "a.jsonl"], [0]),
+        (["latest.jsonl"], [0]),
+    ],
+)
+def test_files_of_a_folder(names, read, tmp_path):
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n")
+    assert [p.answer for p in load_problems(GSM8K, REVISION, folder=tmp_path)] == [str(i) for i in read]
+
+
+def test_long_integers_gaps_and_other_separators_of_lines(tmp_path):
+    long = 2**53 + 1
+    content = [("Long?", long), ("Longer?", 10**40), ("Gap?", 45.0), ("Half?", 0.5), ("Text?", "007"), ("Line\u2028break\x85?", 1), ("No?", True),
+               ("Not?", float("nan"))]  # fmt: skip
+    lines = [json.dumps({"problem": q, "answer": a}, ensure_ascii=False) for q, a in content]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", '{"problem": "Exact?", "answer": 0.12345678901234567890}']).encode())
+    answers = [p.answer for p in load_problems(AIME, REVISION, folder=tmp_path)]
+    assert answers == [str(long), str(10**40), "45", "0.5", "007", "1", "0.12345678901234567890"]
+
+
+def test_a_column_of_integers_with_a_gap_in_parquet(tmp_path):
+    pd.DataFrame({"problem": ["a?", "b?", "c?"], "answer": [56, None, 45]}).to_parquet(tmp_path / "train.parquet")
+    assert [p.answer for p in load_problems(AIME, REVISION, folder=tmp_path)] == ["56", "45"]
+    pd.DataFrame({"problem": ["a?", "b?"], "answer": [2**53 + 1, 3]}).to_parquet(tmp_path / "train.parquet")
+    assert [p.answer for p in load_problems(AIME, REVISION, folder=tmp_path)] == [str(2**53 + 1), "3"]
+
+
+@pytest.mark.parametrize("line", ['{"problem": ', "[1, 2]", "\xff\xfe"])
+def test_a_broken_line_is_named(line, tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b'{"problem": "One?", "answer": 1}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=f"{AIME} at revision {REVISION}.*train.jsonl, line 2: "):
+        load_problems(AIME, REVISION, folder=tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="train.parquet: "):
+        load_problems(AIME, REVISION, folder=tmp_path)
 
 
 @pytest.mark.parametrize("revision", ["main", "", REVISION[:7], REVISION.upper(), REVISION + "\n"])

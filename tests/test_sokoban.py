@@ -1,12 +1,14 @@
 """Sokoban: its rules by hand, its solver against a search that shares no code with it, exact success rates against play."""
 
+import json
 from collections import Counter, deque
 from dataclasses import replace
-from math import sqrt
+from math import fsum, sqrt
 
 import numpy as np
 import pytest
 
+from sesa.runs import ROOT
 from sesa.tasks.agent import State
 from sesa.tasks.sokoban import Room, Sokoban, SokobanConfig, distances
 
@@ -223,6 +225,19 @@ def test_random_success_by_hand_and_in_play():
                 state, _, done, won = TASK.step(problem, state, "UDLR"[rng.integers(4)], seed)
             solved += won
         assert 0.02 < p < 0.9 and abs(solved - n * p) < 4 * sqrt(n * p * (1 - p))
+
+
+@pytest.mark.parametrize("cut", [[5, 5], [1, 1, 4, 3, 1], [1, 1, 5, 2, 1]])
+def test_equal_walks_cut_into_other_turns_earn_the_same(cut):
+    """Every turn earns what is written as a decimal, so the walk does too."""
+    case = json.loads((ROOT / "tests" / "cases" / "11_equal_rewards.json").read_text())
+    assert str(cut).replace(" ", "") in case["walks"]
+    problem = Room("\n".join(case["room"]))
+    state, rewards = CHAT.reset(problem), []
+    for length in cut:
+        state, reward, done, _ = CHAT.step(problem, state, f"<answer>{' || '.join(['Left'] * length)}</answer>", 0)
+        rewards.append(reward)
+    assert done and rewards == [-length / 10 for length in cut] and fsum(rewards) == -1.0
 
 
 # ----------------------------------------------------------------------------------------------------------------- texts

@@ -1,5 +1,6 @@
 """The verifier: what counts as the answer of a text, what equals what, and a worker that nothing stops for long."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sesa.runs import ROOT
 from sesa.tasks import verify
+from sesa.tasks.normal import LONGEST, normal, parts, prose, symbols
 from sesa.tasks.verify import equal, extract, integer
 from tests.conftest import python
 
+CASES = ROOT / "tests" / "cases"
 SLOW = 20  # s: no limit for what is not hostile, however busy the machine
 
 
@@ -40,6 +44,21 @@ def worker() -> subprocess.Popen:
         (r"\boxed{6} and \boxed{7", "6"),
         (r"\boxed{8} } {{ \boxed{9}", "9"),
         (r"\boxed{5", None),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{4}, no: \fbox{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\framebox{5}", "5"),
+        (r"It is \boxed 7", "7"),
+        (r"$\boxed 7$ it is", "7"),
+        (r"\boxed -42, I think", "-42,"),
+        (r"\boxed12", "12"),
+        (r"\boxed\frac{1}{2} there", r"\frac{1}{2}"),
+        (r"\boxed \sqrt{2}$", r"\sqrt{2}"),
+        (r"\boxed \{1,2\}", r"\{1,2\}"),
+        (r"\( \boxed 7\)", "7"),
+        (r"\boxed{5}: I used \boxed as asked", "5"),
+        (r"\boxed{5}: I used \boxed.", "5"),
+        (r"\boxed{{7}}", "{7}"),
+        (r"\boxed{\text{a {nested} one}}", r"\text{a {nested} one}"),
         (r"\boxed{}", None),
         (r"\boxed{ }<answer>4</answer>", "4"),
         (r"<answer>1</answer><answer> 2 </answer>", "2"),
@@ -52,6 +71,14 @@ def worker() -> subprocess.Popen:
         (r"\boxed{1}</think> \boxed{2}", "2"),
         (r"\boxed{1}</think> 2", None),
         (r"<think><think></think>\boxed{1}</think> \boxed{2}", "2"),
+        (r"<Think>\boxed{1}</THINK> \boxed{2}", "2"),
+        (r"<thinking>\boxed{1}", None),
+        (r"<think>\fbox{1}</think>", None),
+        (r"<think><answer>1</answer>, or", None),
+        (r"<answer>1</answer> <think>\boxed{2}</think>", "1"),
+        (r"<answer>1</answer> </think>", None),
+        (r"[THINK]\boxed{1}[/THINK]\boxed{2}", "2"),
+        (r"1 < think \boxed{3}", "3"),
         ("42", None),
         ("", None),
     ],
@@ -60,7 +87,7 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
-@pytest.mark.parametrize("piece", [r"\boxed{", "{", "}", "<think>", "</think>", "<answer>", r"\boxed{1}", r"\boxed", " ", "\\", "\ud800"])
+@pytest.mark.parametrize("piece", [r"\boxed{", "{", "}", "<think>", "</think>", "<answer>", r"\boxed{1}", r"\boxed", r"\boxed 1", r"\boxed\a{1}", "[/think]", " ", "\\", "\ud800"])
 def test_extract_takes_linear_time(piece):
     start = time.process_time()
     extract(piece * 100_000)
@@ -113,6 +140,88 @@ def test_equal(gold, answer):
 @pytest.mark.parametrize(("gold", "answer"), WRONG)
 def test_not_equal(gold, answer):
     assert not equal(gold, answer, SLOW)
+
+
+def rows(name: str) -> list[tuple[str, str, bool]]:
+    with open(CASES / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return [(row["gold"], row["answer"], row["equal"] == "yes") for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["01_small_numbers", "02_what_the_parser_drops", "03_right_but_unread", "more_answers"])
+def test_answers_of_the_case_files(name):
+    """Every row in both directions, and each text equals itself."""
+    for gold, answer, same in rows(name):
+        assert equal(gold, answer, SLOW) == equal(answer, gold, SLOW) == same, (gold, answer)
+        assert equal(gold, gold, SLOW) and equal(answer, answer, SLOW), (gold, answer)
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(1, 10**30), st.integers(1, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_rationals_that_differ_are_unequal_however_little(a, b, factor):
+    assert equal(rf"\frac{{{a}}}{{{b}}}", f"{a * factor}/{b * factor}", SLOW)
+    assert not equal(rf"\frac{{{a}}}{{{b}}}", f"{a * factor + 1}/{b * factor}", SLOW)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value="1e-12", max_value="1e12", places=15), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_decimals_are_equal_to_what_they_round(value, up):
+    """To eight digits a decimal equals the exact value; it does not when a thousandth is missing."""
+    exact = rf"\frac{{{int(value * 10**15)}}}{{{10**15}}}"
+    assert equal(exact, f"{value:.7e}", SLOW) and equal(f"{value:.7e}".replace("e+", r" \times 10^{").replace("e-", r" \times 10^{-") + "}", exact, SLOW)
+    other = value * (1001 if up else 999) / 1000
+    assert not equal(exact, f"{other:.9e}", SLOW) and not equal(f"{other:.9e}", exact, SLOW)
+
+
+PIECES = [
+    r"\text{", r"\mathbf{", r"\frac", r"\pmod", r"\sqrt", "sqrt(", "^(", r"\overline{", r"\ldots", r"\circ", r"\,", r"\ ", "{,}", " and ", "or", "mod ",
+    "base ", "km", " per ", "/", r"\left(", r"\right)", "**", "$", r"\(", r"\)", "%", "1", "23", "456", ".", "}", ")", " ", "_", "^", "answer is ",
+    "million", "p.m.", "'", "\\", "²", "⁻", "½", "…", "１", "（", "°", r"\pi", "pi", "e-5", "&", "\u0305", "th", "x10^", "\ud800", "\0", "AB", "=", ":",
+]  # fmt: skip
+
+
+@given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=25).map("".join)))
+@settings(max_examples=500, deadline=None)
+def test_a_normal_form_is_its_own_normal_form(text):
+    plain = normal(text)
+    assert normal(plain) == plain
+    found = parts(plain)
+    assert prose(found.core) in (True, False) and isinstance(symbols(found.core), str)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_normal_forms_take_little_time(piece):
+    text = (piece * LONGEST)[:LONGEST]
+    start = time.process_time()
+    parts(normal(text))
+    assert time.process_time() - start < 1
+    assert normal(text + "1" * LONGEST) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("5", ("5", (), (), "", "")),
+        (r"4 \text{ km}", ("4", (), (), "km", "")),
+        ("60 miles per hour", ("60", (), (), "mi/h", "")),
+        ("60 mph", ("60", (), (), "mi/h", "")),
+        ("12\\pi square centimeters", ("12\\pi", (), (), "cm^2", "")),
+        ("12π cm²", ("12\\pi", (), (), "cm^2", "")),
+        ("5 units", ("5", (), (), "", "")),
+        ("-$5", ("-5", (), (), "\\$", "")),
+        ("5m", ("5m", (), (), "", "")),  # five times m
+        (r"x \equiv 2 \pmod 5", (r"x \equiv 2", ("5",), (), "", "")),
+        ("x ≡ 2 (mod 5)", (r"x \equiv 2", ("5",), (), "", "")),
+        (r"314_5 + 2_{\text{seven}}", ("314 + 2", (), ("5", "7"), "", "")),
+        (r"2A_{16}", ("2A", (), ("16",), "", "")),
+        (r"2A_{5}", ("2A_{5}", (), (), "", "")),  # A is no digit in base 5
+        ("x_1", ("x_1", (), (), "", "")),
+        (r"\text{Area} = 5", ("5", (), (), "", "area")),
+        ("x = 5", ("x = 5", (), (), "", "")),
+        (r"5 \text{ or more}", (r"5 \text{ or more}", (), (), "", "")),
+    ],
+)
+def test_parts(text, found):
+    assert tuple(parts(normal(text))) == found
 
 
 @given(st.one_of(st.text(max_size=30), st.text(r"\{}[]()^_0123456789x+-*/,=<>$% fracsqt", max_size=30)), st.sampled_from(["5", r"\frac12"]))

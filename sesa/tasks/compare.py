@@ -25,7 +25,10 @@ LETTERED = re.compile(r"[A-Z](?:\s*(?:-|\\to|\\rightarrow|>|,)?\s*[A-Z]){2,}")
 def same(gold: str, answer: str) -> bool:
     """Whether `answer` equals the known answer `gold`. A modulus must be the same; a unit, a base or the name before "=" may be missing, but
     not differ. Raises whatever the parser does on texts that are no formulas."""
-    a, b = (parts(normal(text)) for text in (gold, answer))
+    gold, answer = normal(gold), normal(answer)
+    if gold == answer:
+        return bool(gold)
+    a, b = parts(gold), parts(answer)
     if not a.core or not b.core or any(x and y and x != y for x, y in zip(a[2:], b[2:], strict=True)):
         return False
     if (a.moduli or b.moduli) and a.moduli != b.moduli and not _one_is_a_bare_residue(a, b):
@@ -95,29 +98,36 @@ def read(text: str) -> Basic | MatrixBase | None:
 
 def numbers_equal(a: Basic | MatrixBase, b: Basic | MatrixBase, *_) -> bool:
     """In place of math-verify's, which rounds to six places, and takes differences below 1e-15 for nothing."""
-    a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+    written, (a, b) = (a, b), map(grader.safe_sympy_doit, (a, b))
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
         return a.shape == b.shape and all(numbers_equal(x, y) for x, y in zip(a.flat(), b.flat(), strict=True))
     if isinstance(a, Float) or isinstance(b, Float):
-        (x, places), (y, others) = _value(a), _value(b)
-        return x is not None and y is not None and (x == y or abs(x - y) < max(places, others) and abs(x - y) <= TOLERANCE * max(abs(x), abs(y)))
-    a, b = (x.replace(lambda e: isinstance(e, Float), lambda f: _value(f)[0]) for x in (a, b))
+        x, y = _value(a), _value(b)
+        if x is None or y is None:
+            return False
+        difference, place = abs(x - y), max(_last_place(number, by) for number, by in zip(written, (x, y), strict=True))
+        return difference == 0 or difference < place and difference <= TOLERANCE * max(abs(x), abs(y))
+    a, b = (x.replace(lambda e: isinstance(e, Float), _value) for x in (a, b))
     difference = a - b
     if difference.is_Rational or difference.free_symbols:
         return difference == 0
     return bool(abs(difference.evalf(15, maxn=DIGITS)) <= Rational(1, 10 ** (DIGITS - 50)) * max(abs(a.evalf()), abs(b.evalf())))
 
 
-def _value(number: Basic) -> tuple[Rational | None, Rational]:
-    """A real number, exact if it is a decimal or a fraction; and one unit of a decimal's last place, at most a tenth but of large powers."""
-    if isinstance(number, Float):
-        decimal = Decimal(str(number)).normalize()
-        unit = Rational(10) ** decimal.as_tuple().exponent
-        return Rational(str(decimal)), unit if abs(decimal) > 10**15 else min(unit, Rational(1, 10))
+def _value(number: Basic) -> Rational | None:
+    """A real number, exact if it is a decimal or a fraction, else to 40 digits; None of what is none."""
     if number.is_Rational:
-        return number, Rational(0)
-    value = number.evalf(40) if number.is_number else number
-    return (Rational(str(value)), Rational(0)) if isinstance(value, Float) else (None, Rational(0))
+        return number
+    value = number.evalf(40) if number.is_number and not isinstance(number, Float) else number
+    return Rational(str(value)) if isinstance(value, Float) else None
+
+
+def _last_place(number: Basic, value: Rational) -> Rational:
+    """One unit of the last place of a decimal as it is written, 3.14 or 6.02 times a power of ten; 0 of what holds no decimal."""
+    decimals = number.atoms(Float)
+    if len(decimals) != 1 or not (decimal := _value(*decimals)):
+        return Rational(bool(decimals), 10)
+    return Rational(10) ** min(Decimal(str(*decimals)).normalize().as_tuple().exponent, -1) * abs(value / decimal)
 
 
 grader.sympy_numeric_eq = numbers_equal  # what everything in math-verify that holds numbers, sets and intervals too, goes through

@@ -12,8 +12,9 @@ SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
 def rows_of(folder: str | Path, configuration: str | None, split: str) -> list[dict[str, Any]]:
     """The rows of the *.jsonl and *.parquet files in a folder and its subfolders, or of one file, in the order of their names.
 
-    If some names have `split` as a word ("test.jsonl", "train-00000-of-00001.parquet", "train/0.parquet"), only theirs; a file whose name says
-    another split is never read. The same for `configuration`, so far as a name says it. Integers of any length are exact, and fractions Decimal.
+    A file's split is a word of its name, or else of the nearest folder that has one: "test.jsonl", "train-00000-of-00001.parquet",
+    "train/0.parquet". If some are of `split`, only these are read, and one of another split never is. Of several configurations, each in a
+    folder or named in its files, only the one asked for. Integers of any length are exact, and JSON's fractions Decimal.
 
     Raises:
         OSError: there is no such folder.
@@ -23,12 +24,18 @@ def rows_of(folder: str | Path, configuration: str | None, split: str) -> list[d
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
     found = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet"))
-    words = {path: set(re.split("[^a-z]+", path.relative_to(folder.parent if folder.is_file() else folder).as_posix().lower())) for path in found}
-    found = [path for path in found if configuration in words[path]] or found
-    kept = [path for path in found if split in words[path]] or [path for path in found if not words[path] & SPLITS]
+    words = {path: _words(path.relative_to(folder if folder.is_dir() else folder.parent)) for path in found}
+    found = [path for path in found if any(configuration in of_part for of_part in words[path])] or found
+    splits = {path: next((of_part & SPLITS for of_part in words[path] if of_part & SPLITS), set()) for path in found}
+    kept = [path for path in found if split in splits[path]] or [path for path in found if not splits[path]]
     if found and not kept:
         raise ValueError(f"none of {', '.join(path.name for path in found)} is of the split {split!r}")
     return [row for path in kept for row in (_jsonl if path.suffix == ".jsonl" else _parquet)(path)]
+
+
+def _words(path: Path) -> list[set[str]]:
+    """The words of a file's name, of its folder's, and so on."""
+    return [set(re.split("[^a-z]+", part.lower())) for part in reversed(path.parts)]
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:

@@ -17,13 +17,14 @@ SIGNS = dict(pair.split(" ", 1) for pair in (  # in front of a letter a command 
     r"° ^\circ ;º ^\circ ;˚ ^\circ ;℃ ^\circ C;℉ ^\circ F;∠ \angle ;△ \triangle ;⊥ \perp ;∥ \parallel ;∣ |;ℝ \mathbb{R};ℤ \mathbb{Z};ℚ \mathbb{Q};"
     r"ℕ \mathbb{N};ℂ \mathbb{C};ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥"
 ).split(";"))  # fmt: skip
+SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖ]+")
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|max|min"
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi"
 NAMES = re.compile(rf"(?<![\\A-Za-z])({FUNCTIONS}|{GREEK}|sqrt|infty|infinity)(?![A-Za-z])")
 STYLES = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|ensuremath)\s*\{")
 TEXTS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|mathrm|mbox|hbox)\s*\{")
-LEAD = re.compile(r"=\s*|(?:so|thus|hence|therefore)?,?\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*(?=[\s\d\\$(-])", re.IGNORECASE)
-GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| )\d{3})+(?!\d)")  # 2\,500\,000: thousands
+LEAD = re.compile(r"=\s*|#+ |\\text\s*\{\s*(?:the )?(?:final )?answer(?: is)?\s*:?\s*\}\s*|(?:so|thus|hence|therefore)?,?\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*(?=[\s\d\\$(-])", re.IGNORECASE)
+GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| |')\d{3})+(?!\d)")  # 2\,500\,000: thousands
 REPEATING = re.compile(r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?|\((\d{1,50})\))(?![\d.(\\])")
 DOTTED = re.compile(r"(?<![\d.])(\d{0,50}\.\d{0,50}?)(\d{1,20}?)\2{2,9}\s*(?:\\ldots)")  # 0.333\ldots
 MIXED = re.compile(r"(?<![\d./^_{}])(\d{1,50})\s+(?:(\d{1,50})\s*/\s*(\d{1,50})(?![\d./!^])|(?=\\frac\s*(?:\{\d+\}\s*\{\d+\}|\d\d)))")
@@ -32,7 +33,9 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (r"\\left(?![a-z])\.?|\\right(?![a-z])\.?|\\(?:displaystyle|textstyle|limits|bf|rm|it)(?![A-Za-z])", ""),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\(?:[lcdv]?dots[a-z]?)(?![A-Za-z])|\.{3,}", r"\\ldots "),
-    (r"([\^_])\{([^{}]*)\}\1\{", r"\1{\2"),  # 10²³, sign by sign
+    (r"\^\s*([-+]?\d+)", r"^{\1}"), (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "), (r"(?<![\\A-Za-z])cbrt\s*(?=[({])", r"\\sqrt[3]"),
+    (r"(?<=\d)\s*(?:\^?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}\}?|(?:st|nd|rd|th)(?![A-Za-z]))", ""),
+    (r"\\therefore(?![A-Za-z])|\\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
     (r"\\(?:degree|textdegree)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])\s*", r"^\\circ "),
     (r"\\(?:leqslant|le)(?![A-Za-z])|<=", r"\\leq "), (r"\\(?:geqslant|ge)(?![A-Za-z])|>=", r"\\geq "), (r"!=|\\ne(?![A-Za-z])", r"\\neq "),
     (r"(?<!\*)\*\*(?!\*)", "^"), (r"\+/?-(?=\s*[\d\\a-z(])(?<![-+]\+-)", r"\\pm "),
@@ -59,6 +62,8 @@ def normal(text: str) -> str:
 
 
 def _round(text: str) -> str:
+    text = SUPERSCRIPT.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+    text = SUBSCRIPT.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = bare(re.sub(r"\s+", " ", "".join(map(_ascii, text))))
     for what in (STYLES, TEXTS):
         text = _unwrapped(text, what)
@@ -74,13 +79,11 @@ def _round(text: str) -> str:
 
 
 def _ascii(sign: str) -> str:
-    """What a Unicode sign is in LaTeX; a superscript 2 is ^{2}, a half is a mixed number's half."""
+    """What a Unicode sign is in LaTeX; a half is a mixed number's half."""
     if sign < "\x80" or sign in SIGNS:
         return SIGNS.get(sign, sign)
-    kind, plain = unicodedata.decomposition(sign).split(" ")[0], unicodedata.normalize("NFKC", sign)
-    if kind in ("<super>", "<sub>"):
-        return f"{'^' if kind == '<super>' else '_'}{{{''.join(SIGNS.get(c, c) for c in plain)}}}"
-    if kind == "<fraction>":
+    plain = unicodedata.normalize("NFKC", sign)
+    if unicodedata.decomposition(sign).startswith("<fraction>"):
         return f" {plain.replace('⁄', '/')}"
     greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(plain, "") if len(plain) == 1 else "")
     if greek:
@@ -101,7 +104,7 @@ def bare(text: str) -> str:
     while True:
         before = text
         text = _without_lead(re.sub(r"(?<![.\s])\s*[.,;:]$|\\$", "", text.strip())).strip()
-        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ("'", "'"), ('"', '"'), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = text[len(left) : -len(right)]
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner and right not in inner:
                 text = inner
@@ -130,6 +133,7 @@ def _unwrapped(text: str, what: re.Pattern) -> str:
             continue
         content = text[start + 1 : end]
         words = what is TEXTS and (re.search(r"[^\W\d_]{2}", content) or UNITS.get(content.strip()) and text[: m.start()].strip())
+        words = words and not re.match(r"\s*[-+\d]", content)
         keep = words or re.search(r"[\^_}]\s*$|\\[A-Za-z]+\s*$", text[: m.start()][-40:])  # an argument keeps its braces
         out[m.start()] = (r"\text{" if words else "{") if keep else ""
         out[m.start() + 1 : start + 1] = [""] * (start - m.start())
@@ -140,7 +144,7 @@ def _unwrapped(text: str, what: re.Pattern) -> str:
 def _braced(text: str) -> str:
     """sqrt(2) and 2^(n+1) with braces, as LaTeX has them."""
     closings, out = _closings(text), list(text)
-    for m in re.finditer(r"(?:\\sqrt|\^)\s*\(", text):
+    for m in re.finditer(r"(?:\\sqrt(?:\[\d+\])?|\^)\s*\(", text):
         start = m.end() - 1
         if start in closings:
             out[start], out[closings[start]] = "{", "}"

@@ -21,7 +21,7 @@ from sesa.tasks.normal import LONGEST
 
 BOX = r"\\(?:boxed|fbox|framebox)(?![A-Za-z])"
 COMMAND = rf"(?!{BOX})\\(?:[A-Za-z]+|[{{}}|%,;!])"
-UNBRACED = rf"[-+]?(?:{COMMAND}|[\d.(\[]|[A-Za-z](?![A-Za-z]))(?:{COMMAND}|\{{[^{{}}]*\}}|[^\s{{}}$\\])*"  # no word of a sentence
+UNBRACED = rf"[-+]?(?:{COMMAND}|\.?\d|[(\[]|[A-Za-z](?![A-Za-z]))(?:{COMMAND}|\{{[^{{}}]*\}}|[^\s{{}}$\\])*"  # no word of a sentence
 BRACES = re.compile(rf"{BOX}\s*(?:\{{|({UNBRACED}))|\\.|[{{}}]", re.DOTALL)  # \{{ and \}} are none
 INTEGER = re.compile(r"\$?([+-]?)\$?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)\.?\$?")
 
