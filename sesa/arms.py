@@ -46,10 +46,12 @@ Arm = Annotated[str, AfterValidator(_known)]
 
 @dataclass(frozen=True, config=CONFIG)
 class Training:
-    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public one is named.
+    """Every number of a run but its seed. Where the paper's is not known to us it is our choice; RAGEN's public
+    one is named.
 
-    `sampling`, `objective` and `monitor` take dictionaries too, as YAML gives them, and the numbers of `sampling` may also stand at the
-    top: Training(group_size=4). A name that there is none of, or a wrong number, is a ValueError that says where it stands.
+    `sampling`, `objective` and `monitor` take dictionaries too, as YAML gives them, and the numbers of
+    `sampling` may also stand at the top: Training(group_size=4). A name that there is none of, or a wrong
+    number, is a ValueError that says where it stands.
     """
 
     arm: Arm = "parallel"
@@ -60,8 +62,9 @@ class Training:
     updates: Count = 2  # of the weights, from one set of rollouts
     learning_rate: Amount = 5e-4  # for a tiny LM; found in prototypes
     max_grad_norm: Annotated[float, Field(gt=0, strict=True)] = 1.0
-    filter_groups: StrictBool = False  # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
-    micro_batch: Count = 16384  # tokens, padding too, in one forward pass of an update. It changes results by rounding only
+    # DAPO: leave out groups whose rewards are all equal (they have no advantage, but count in the mean)
+    filter_groups: StrictBool = False
+    micro_batch: Count = 16384  # tokens, with padding, in one forward pass of an update; changes only rounding
     probe_every: Count = 10
     checkpoint_every: Count = 25
     objective: Objective = Objective()
@@ -114,9 +117,10 @@ class Training:
 
     @property
     def full_objective(self) -> Objective:
-        """The objective with what the arm adds; a number that was given, one that is not the default, stays as it is."""
+        """The objective with what the arm adds; a number that was given, one that is not the default, stays."""
         added = {key: value for name in self.arm.split("+")[1:] for key, value in ADDITIONS[name].items()}
-        return replace(self.objective, **{key: v for key, v in added.items() if getattr(self.objective, key) == getattr(Objective, key)})
+        given = {key for key in added if getattr(self.objective, key) != getattr(Objective, key)}
+        return replace(self.objective, **{key: value for key, value in added.items() if key not in given})
 
     @property
     def needs_reference(self) -> bool:

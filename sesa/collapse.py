@@ -1,8 +1,9 @@
 """Is the policy collapsing? A probe of what it writes without a history, and the rule that answers.
 
-The paper watches Pass@16 / Pass@1: towards 1, the policy writes one answer, right or wrong. The rule of the notes on the paper: below
-1.5, switch to sequential sampling, or change the KL weight. But the ratio also falls when pass@1 rises as it should (it is never above
-1 / pass@1, so above 0.67 always below 1.5). So a probe reports its parts, and what else is seen, and `Monitor` looks at the parts.
+The paper watches Pass@16 / Pass@1: towards 1, the policy writes one answer, right or wrong. The rule of the
+notes on the paper: below 1.5, switch to sequential sampling, or change the KL weight. But the ratio also falls
+when pass@1 rises as it should (it is never above 1 / pass@1, so above 0.67 always below 1.5). So a probe
+reports its parts, and what else is seen, and `Monitor` looks at the parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,15 +51,16 @@ def probe(
 class Monitor:
     """Says when a policy has collapsed, and when it has recovered: with hysteresis, so that noise does not switch to and fro.
 
-    collapsed turns True after `patience` probes in a row with a ratio pass@16 / pass@1 below `low`, and False after as many above `high`.
-    A policy that got good has not collapsed (our choice):
+    collapsed turns True after `patience` probes in a row with a ratio pass@16 / pass@1 below `low`, and False
+    after as many above `high`. A policy that got good has not collapsed (our choice):
 
-    - Above pass@1 = 0.5, where the ratio is below 2, the thresholds come down with its maximum, 1 / pass@1: `low` is then half of the way
-      from 1 to there, for 1.5, and `high` 0.8 of it, for 1.8. So it has collapsed if 15 more answers find less than half of what the
-      first misses.
+    - Above pass@1 = 0.5, where the ratio is below 2, the thresholds come down with its maximum, 1 / pass@1:
+      `low` is then half of the way from 1 to there, for 1.5, and `high` 0.8 of it, for 1.8. So it has collapsed
+      if 15 more answers find less than half of what the first misses.
     - From pass@16 = `enough` on it has not collapsed, or has recovered: there is little left to find.
 
-    A probe in which nothing is right says nothing, and ends a streak. The fields are its state: save them with a checkpoint to resume.
+    A probe in which nothing is right says nothing, and ends a streak. The fields are its state: save them with
+    a checkpoint to resume.
     """
 
     low: Amount = 1.5  # the notes' threshold

@@ -29,22 +29,24 @@ from sesa.sampling import Group
 
 @dataclass(frozen=True, config=CONFIG)
 class Objective:
-    """Every number of the loss. Clip range and no KL are RAGEN's public configuration; the paper's own are not known to us. A wrong number
-    is a ValueError."""
+    """Every number of the loss. Clip range and no KL are RAGEN's public configuration; the paper's own are not
+    known to us. A wrong number is a ValueError."""
 
     clip_low: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.2
     clip_high: Amount = 0.28
-    normalize: StrictBool = True  # divide advantages by the group's standard deviation (GRPO); False: subtract the mean only
+    # Divide advantages by the group's standard deviation (GRPO); False: subtract the mean only.
+    normalize: StrictBool = True
     reduction: Literal["token", "sequence"] = "token"  # over all tokens (DAPO), or over each completion first (GRPO)
     kl: Amount = 0.0  # weight of KL(π || reference); 0: none
-    duplicate_reward: StrictFloat | None = None  # ours: what a valid candidate earns that stood before in its group; None: its own reward
+    # Ours: what a valid candidate earns that stood before in its group; None: its own reward.
+    duplicate_reward: StrictFloat | None = None
     replay: Amount = 0.0  # ours: weight of the cross-entropy of warm-start texts
     distill: Amount = 0.0  # ours: weight of the loss of better candidates after the prompt without history
 
 
 def all_equal(rewards: torch.Tensor) -> torch.Tensor:
-    """(...): whether all rewards of a group, (..., G), are equal: up to a millionth, or 1e-9 near 0 (our choice), for a sum of the same
-    rewards in another order differs by rounding. Such a group says nothing."""
+    """(...): whether all rewards of a group, (..., G), are equal: up to a millionth, or 1e-9 near 0 (our
+    choice), for a sum of the same rewards in another order differs by rounding. Such a group says nothing."""
     return torch.isclose(rewards.amax(-1), rewards.amin(-1), rtol=1e-6, atol=1e-9)
 
 
@@ -67,8 +69,9 @@ def group_advantages(rewards: torch.Tensor, normalize: bool = True) -> torch.Ten
 def group_rewards(group: Group, duplicate_reward: float | None = None) -> torch.Tensor:
     """(G,): the rewards of a group's rollouts; a repetition of an earlier valid candidate earns `duplicate_reward`, if one is given.
 
-    In a tree no trajectory repeats another; with `duplicate_reward` the proposals that were dropped are rewarded too, (rollouts + dropped,):
-    a repetition earns that, and an invalid one, as it does in a list, its own. (Our choice.)
+    In a tree no trajectory repeats another; with `duplicate_reward` the proposals that were dropped are
+    rewarded too, (rollouts + dropped,): a repetition earns that, and an invalid one, as it does in a list, its
+    own. (Our choice.)
     """
     seen: set[str] = set()
     rewards = []

@@ -25,6 +25,7 @@ And what becomes of a context that is full: a list starts anew, a trajectory is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import fsum
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -45,7 +46,8 @@ class Sampling:
     window: Count | None = None  # W, only the last W candidates are shown; None: all
     branch: Count = 4  # k, an agent's proposals at a state, at most. (An agent has no use for list_length and window, nor others for this)
     temperature: Amount = 1.0
-    # Below 1 the tail is cut when drawing only: log-probabilities, in rollouts and in training, are those of the whole distribution.
+    # Below 1 the tail is cut when drawing only: log-probabilities, in rollouts and in training, are those of the
+    # whole distribution.
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
 
 
@@ -332,6 +334,6 @@ def _whole(turns: tuple[Rollout, ...]) -> Rollout:
         history=turns[0].history,
         position=turns[0].position,
         key=" ".join(key or "?" for key in keys) if any(keys) else None,
-        reward=sum(turn.reward for turn in turns),
+        reward=fsum(turn.reward for turn in turns),  # exact: what `sum` gives differs since Python 3.12
         turns=turns,
     )

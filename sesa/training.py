@@ -3,11 +3,12 @@
 What is trained is an *arm* (`sesa.arms`): a way to draw groups, and what is added to the objective. A run may name a second arm,
 `on_collapse`: the monitor of `sesa.collapse` then switches between the two.
 
-A run is a folder: `run.json`, which says what it depends on, `metrics.jsonl`, one line a step, `timings.jsonl` beside it, and checkpoints:
-`checkpoint-50.pt` on the way, which the next one replaces, and `end-80.pt`, which stays. Every draw of chance is derived from (seed, arm,
-step), and a checkpoint is written whole or not at all; so a run that was killed, started again by the same call, ends with the same
-weights and metrics, bit for bit on the CPU. Asked for more steps it goes on; asked for fewer it goes back to the last checkpoint before,
-or begins again, and nothing that was reached is lost. Ctrl-C finishes the step and saves.
+A run is a folder: `run.json`, which says what it depends on, `metrics.jsonl`, one line a step, `timings.jsonl`
+beside it, and checkpoints: `checkpoint-50.pt` on the way, which the next one replaces, and `end-80.pt`, which
+stays. Every draw of chance is derived from (seed, arm, step), and a checkpoint is written whole or not at all;
+so a run that was killed, started again by the same call, ends with the same weights and metrics, bit for bit on
+the CPU. Asked for more steps it goes on; asked for fewer it goes back to the last checkpoint before, or begins
+again, and nothing that was reached is lost. Ctrl-C finishes the step and saves.
 """
 
 import json
@@ -94,7 +95,8 @@ def train(
                 metrics, seconds = _step(model, engine, task, problems, probe_on, arms, seed, step, optimizer, reference, state)
             except torch.OutOfMemoryError as e:
                 hint = f"lower problems_per_step (now {config.problems_per_step}) or group_size (now {config.group_size})"
-                raise TrainingError(f"out of memory while sampling in step {step}: {hint}. The last checkpoint is good: {e}") from e
+                said = f"out of memory while sampling in step {step}: {hint}. The last checkpoint is good: {e}"
+                raise TrainingError(said) from e
             state["step"] = step + 1
             state["metrics"].append(metrics)
             _append(folder / "metrics.jsonl", metrics)
@@ -143,8 +145,9 @@ def _says_nothing(group: Group, objective: Objective) -> bool:
 
 
 def describe(groups: Sequence[Group], objective: Objective = Objective()) -> dict[str, float]:
-    """What the rollouts of a step are like, by the metrics' names: the mean reward as graded, shares of groups and rollouts, counts of
-    tokens and of contexts that were full. frac_reward_zero_std: groups that teach nothing, by the rewards as `objective` makes them."""
+    """What the rollouts of a step are like, by the metrics' names: the mean reward as graded, shares of groups
+    and rollouts, counts of tokens and of contexts that were full. frac_reward_zero_std: groups that teach
+    nothing, by the rewards as `objective` makes them."""
     rollouts = [r for group in groups for r in group.rollouts]
     completions = [c for group in groups for c in group.completions]
     repeated = [[r.key is not None and r.key in {q.key for q in g.rollouts[:i]} for i, r in enumerate(g.rollouts)] for g in groups]
@@ -198,9 +201,10 @@ def _too_much(sequences: list[Packed], config: Training) -> str:
     """What to do when an update runs out of memory."""
     part = max(_parts(sequences, config.micro_batch), key=lambda part: len(part) * len(part[-1].ids))
     tokens = len(part) * len(part[-1].ids)
-    hint = f"out of memory in an update: set micro_batch to {tokens // 2} (now {config.micro_batch}; the largest forward pass had {tokens} "
-    hint += "tokens), and the same call goes on from the last checkpoint"
-    return hint if len(part) > 1 else f"out of memory in an update, on one sequence of {tokens} tokens: lower group_size or list_length"
+    if len(part) == 1:
+        return f"out of memory in an update, on one sequence of {tokens} tokens: lower group_size or list_length"
+    now = f"now {config.micro_batch}; the largest forward pass had {tokens} tokens"
+    return f"out of memory in an update: set micro_batch to {tokens // 2} ({now}), and the same call resumes the run"
 
 
 def _policy_backward(model, completions, advantages, sequences, config, objective, reference) -> dict[str, float]:
@@ -251,8 +255,8 @@ def _distill_backward(model, completions, advantages, config, weight) -> None:
 
 
 def _parts(sequences: list[Packed], tokens: int) -> Iterator[list[Packed]]:
-    """Parts of at most so many tokens, padding too, or of one sequence, and of like length: beside a list of sketches, a solution would be
-    mostly padding."""
+    """Parts of at most so many tokens, padding too, or of one sequence, and of like length: beside a list of
+    sketches, a solution would be mostly padding."""
     part: list[Packed] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids)):
         if part and ((len(part) + 1) * len(sequence.ids) > tokens or len(sequence.ids) > 1.5 * len(part[0].ids)):
@@ -268,8 +272,9 @@ def _parts(sequences: list[Packed], tokens: int) -> Iterator[list[Packed]]:
 def run_folder(
     parent: Path, model: PreTrainedModel, task: Task, config: Training, seed: int, probe_on: Sequence[Any] | None = None
 ) -> Path:
-    """A folder in `parent` for the training of `model` on `task.problems`, named after all that the run depends on, code and first weights
-    too (but no reference): others get others. Not after the number of steps: a run of 80 goes on where one of 40 ended."""
+    """A folder in `parent` for the training of `model` on `task.problems`, named after all that the run depends
+    on, code and first weights too (but no reference): others get others. Not after the number of steps: a run
+    of 80 goes on where one of 40 ended."""
     identity = _identity(model, task, task.problems, config, seed, task.problems if probe_on is None else probe_on)
     return parent / f"{config.arm}-seed{seed}-{hash_of(identity)}"
 
@@ -292,7 +297,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def _save(folder: Path, model, optimizer, state: dict, ended: bool) -> None:
     """Writes a checkpoint in the place of those on the way to it."""
-    saved = {"step": state["step"], "metrics": state["metrics"], "found": sorted(state["found"]), "monitor": asdict(state["monitor"])}
+    saved = {**state, "found": sorted(state["found"]), "monitor": asdict(state["monitor"])}
     new = folder / f"{'end' if ended else 'checkpoint'}-{state['step']}.pt"
     with atomic_file(new) as f:
         torch.save({**saved, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
@@ -302,8 +307,8 @@ def _save(folder: Path, model, optimizer, state: dict, ended: bool) -> None:
 
 
 def _resume(folder: Path, identity: dict, model, optimizer, config: Training) -> dict:
-    """The state of the run in `folder` after at most `config.steps` steps, its weights loaded and its logs cut back to it; a new state if
-    there is none."""
+    """The state of the run in `folder` after at most `config.steps` steps, its weights loaded and its logs cut
+    back to it; a new state if there is none."""
     theirs = read_json(folder / "run.json")
     if theirs is None:
         write_atomic(folder / "run.json", json.dumps(identity, indent=1) + "\n")
@@ -313,7 +318,8 @@ def _resume(folder: Path, identity: dict, model, optimizer, config: Training) ->
     if reached := [path for step, path in _checkpoints(folder) if step <= config.steps]:
         try:
             saved = torch.load(reached[-1], map_location="cpu", weights_only=True)
-            state = {key: saved[key] for key in ("step", "metrics")} | {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
+            state = {"step": saved["step"], "metrics": saved["metrics"]}
+            state |= {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
         except Exception as e:  # whatever a damaged file makes of its readers
             hint = "delete it to begin anew" if len(reached) == 1 else f"delete it to go on from {reached[-2].name}"
             raise TrainingError(f"{reached[-1]} cannot be read ({type(e).__name__}): {hint}") from e
@@ -322,8 +328,9 @@ def _resume(folder: Path, identity: dict, model, optimizer, config: Training) ->
     if state["step"] < config.steps:
         for left in folder.glob(".*.pt.*"):  # what a process left that was killed while it wrote
             left.unlink()
-        lines = (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "timings.jsonl").exists() else []
-        write_atomic(folder / "timings.jsonl", "".join(f"{line}\n" for line in lines[: state["step"]]))
+        timings = folder / "timings.jsonl"
+        lines = timings.read_text(encoding="utf-8").splitlines() if timings.exists() else []
+        write_atomic(timings, "".join(f"{line}\n" for line in lines[: state["step"]]))
         write_atomic(folder / "metrics.jsonl", "".join(map(line_of, state["metrics"])))
     return state
 

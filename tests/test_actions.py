@@ -1,9 +1,15 @@
 """The tree of actions: its cap, its deal, its branches, and what training sees of it."""
 
 import copy
+import json
 import math
+import operator
+import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
+from math import fsum
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sesa import training
+from sesa import sampling, training
 from sesa.arms import SAMPLERS, Training
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
@@ -103,7 +109,7 @@ def test_a_trajectory_whose_context_is_full_is_over(sampler, turns):
     for group, unhindered in zip(groups, free, strict=True):
         assert group.rollouts
         for r in group.rollouts:
-            assert len(r.turns) <= turns and r.reward == sum(t.reward for t in r.turns)
+            assert len(r.turns) <= turns and r.reward == fsum(t.reward for t in r.turns)
             assert r.overflow == (len(r.turns) < WALK.length) == r.turns[-1].overflow
             assert not any(t.overflow for t in r.turns[:-1])
         if sampler is parallel:  # no proposals beside it: just the beginning of what it is without a limit
@@ -403,15 +409,14 @@ def test_an_invalid_proposal_earns_its_own_reward_in_a_tree_as_in_a_list(sampler
         assert len(group_rewards(group)) == len(group.rollouts)
 
 
-WALKS = {"5+5": [5, 5], "1+1+4+3+1": [1, 1, 4, 3, 1], "1+1+5+2+1": [1, 1, 5, 2, 1]}  # ten steps, cut into turns
-ROOM = ["######", "#....#", "#P.O.#", "#.X..#", "#....#", "######"]
-
-
-def test_equal_rewards_that_rounding_tells_apart_are_equal():
+@pytest.mark.parametrize("add", [fsum, lambda rewards: reduce(operator.add, rewards)])  # adding one by one tells the three apart
+def test_equal_rewards_that_rounding_tells_apart_are_equal(monkeypatch, add):
     """Ten steps to the left cost 1 in all, however they are cut into turns: a group of such walks says nothing."""
+    monkeypatch.setattr(sampling, "fsum", add)
+    case = json.loads((Path(__file__).parent / "cases" / "11_equal_rewards.json").read_text())
     task = Sokoban(SokobanConfig(form="chat", train=1, held_out=1))
-    problem, rollouts = Room("\n".join(ROOM)), []
-    for cut in WALKS.values():
+    problem, rollouts = Room("\n".join(case["room"])), []
+    for cut in map(json.loads, re.findall(r"\[[\d,]+\]", case["walks"])):
         state, turns = task.reset(problem), []
         for steps in cut:
             text = f"<answer>{' || '.join(['Left'] * steps)}</answer>"
@@ -419,7 +424,8 @@ def test_equal_rewards_that_rounding_tells_apart_are_equal():
             turns.append(Rollout("", "", text, (), 0, "L" * steps, reward, solved, Completion(text, True, (1,), (2,), (0.0,))))
         assert done
         rollouts.append(_whole(tuple(turns)))
-    assert len({r.reward for r in rollouts}) > 1 and [r.reward for r in rollouts] == pytest.approx([-1.0] * 3)
+    assert [r.reward for r in rollouts] == pytest.approx([-1.0] * 3)
+    assert len({r.reward for r in rollouts}) == (1 if add is fsum else 3)
     group = Group(problem, tuple(rollouts))
     assert describe([group])["frac_reward_zero_std"] == 1.0 and training._says_nothing(group, Objective())
     assert rollout_advantages(group, Objective()).tolist() == [0.0, 0.0, 0.0]
