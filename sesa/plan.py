@@ -45,7 +45,9 @@ def stages_of(task: Task, config: Training, characters_per_token: float) -> list
     def drawn(prompt: Callable, tokens: int, listed: bool) -> Stage:
         if not listed:
             return Stage(config.group_size, 1, length(prompt), tokens)
-        return Stage(1, config.group_size, length(prompt), tokens, gap=length(prompt, ("x",)) - length(prompt))
+        rounds = min(config.sampling.list_length or config.group_size, config.group_size)
+        lists = ceil(config.group_size / rounds)
+        return Stage(lists, rounds, length(prompt), tokens, gap=length(prompt, ("x",)) - length(prompt))
 
     if config.sampler not in (sesa, iid_sketches):
         return [drawn(task.prompt, task.max_tokens, config.sampler is sequential)]
@@ -108,7 +110,8 @@ def seconds(shape: Shape, stages: list[Stage], n: int, o: Namespace, h: Hardware
     flops, bandwidth = h.tflops * 1e12 * h.mfu, h.bandwidth_gb * 1e9 * h.bandwidth_use
     gpus = {"server": h.vllm_gpus, "colocate": o.vllm_tensor_parallel_size}.get(o.vllm, 1)  # of one engine
     engines = 1 if o.vllm == "server" else place.gpus // gpus
-    phases = {"prefill": n * sum(cost.forward_flops(shape, s.prompt) * s.lists for s in stages) / (flops * engines * gpus)}
+    prompts = sum(cost.call_flops(shape, cost.Call(i, "prefill", s.lists, s.prompt, 0)) for i, s in enumerate(stages, 1))
+    phases = {"prefill": n * prompts / (flops * engines * gpus)}
     for i, s in enumerate(stages, 1):
         each = cost.decode_seconds(shape, n * s.lists / engines, (s.prompt + s.packed[0]) / 2, flops, bandwidth, gpus)
         least = h.transformers_ms / 1000 * (o.vllm == "off")

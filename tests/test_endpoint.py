@@ -645,12 +645,13 @@ def test_an_answer_of_another_schema(tmp_path, answer):
 
 NAMES = ("choices", "error", "errors", "object", "type", "code", "status", "message", "text", "content", "finish_reason", "usage", "prompt_tokens")
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["error", "stop"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["error", "stop"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=5,
 )
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), JSON))
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
 def test_any_body_is_read_or_refused(body):
     status = protocol.fault(body)
     assert status is None or 400 <= status < 600
