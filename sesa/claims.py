@@ -151,7 +151,7 @@ def nothing_learned(before: pd.DataFrame, after: pd.DataFrame) -> str:
     """Why a task is no test: the interval of the baseline's own gain, after - before, is not above 0. Empty where it
     is, and where there is no interval. before, after: (seeds, problems)."""
     gain = interval(after - before)
-    return f"`parallel` itself learned nothing sure: {written(gain, '{:+.2f}')}" if gain[1] <= 0 else ""
+    return f"`parallel` itself has no clear gain: {written(gain, '{:+.2f}')}" if gain[1] <= 0 else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ verdict

@@ -1,6 +1,7 @@
 """The paper's numbers, the verdict's rule and the joined table, against values worked out by hand."""
 
 import hashlib
+import json
 import math
 import shutil
 
@@ -30,6 +31,7 @@ from sesa.claims import (
     verdict,
     with_claims,
 )
+from sesa.figures import ARM_COLOUR
 from sesa.intervals import chance_note, interval, written
 from sesa.runs import DataError
 
@@ -394,7 +396,7 @@ def test_a_ceiling_below_the_papers_effect_is_no_test():
 def test_a_baseline_that_learned_nothing_is_no_test():
     start = arm([0.1, 0.3, 0.2], [0.2, 0.2, 0.2], [0.2, 0.3, 0.2])
     assert nothing_learned(start, start + 0.1) == ""
-    assert nothing_learned(start, start) == "`parallel` itself learned nothing sure: +0.00 [+0.00, +0.00]"
+    assert nothing_learned(start, start) == "`parallel` itself has no clear gain: +0.00 [+0.00, +0.00]"
     assert nothing_learned(start, start - 0.1).endswith("-0.10 [-0.10, -0.10]")
     assert nothing_learned(start[:1], start[:1]) == ""  # one seed: nobody can tell, and nobody judges
 
@@ -493,6 +495,15 @@ def test_shares_of_the_papers_effect_by_hand():
     assert shares(pd.DataFrame(rows)).to_numpy() == pytest.approx(np.array([[0.5, -1, 2], [2, 1, 3]]))
     falling = pd.DataFrame([{"effect_kind": "difference", "paper_effect": -0.2, "effect": -0.1, "low": -0.3, "high": 0.1}])
     assert shares(falling).to_numpy() == pytest.approx(np.array([[0.5, -0.5, 1.5]]))
+
+
+def test_every_verdict_has_a_colour_that_no_method_has():
+    cells = json.loads((claims.ROOT / "notebooks/10_claims.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "".join(cell["source"]).startswith("LOOK"))
+    exec(source, names := {"np": np})
+    assert names["LOOK"].keys() == {*claims.DECIDED, claims.TOO_IMPRECISE, claims.NOT_A_TEST}
+    colours = [colour for colour, _ in names["LOOK"].values()]
+    assert len({*colours} - {*ARM_COLOUR.values()}) == len(colours) == 5
 
 
 # -------------------------------------------------------------------------------------------------------------- markdown
