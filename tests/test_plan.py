@@ -151,6 +151,8 @@ def test_lengths_of_an_arms_rows():
         drawn = stages_of(task, Training(arm=arm, group_size=5), characters_per_token=3)
         assert [(s.lists, s.rounds) for s in drawn] == shapes
         assert drawn[-1].tokens == 512
+    (lists,) = stages_of(task, Training(arm="sequential", group_size=5, list_length=2), characters_per_token=3)
+    assert (lists.lists, lists.rounds) == (3, 2)
 
 
 class Padded:
