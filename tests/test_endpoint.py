@@ -326,6 +326,8 @@ def test_bodies_that_are_no_finished_answer(tmp_path, at_once, case):
         ({"choices": [{"finish_reason": "error", "message": None}]}, ""),
         ({"choices": []}, ""),
         ({"choices": None}, ""),
+        ({"choices": [None]}, ""),
+        ({"id": "chatcmpl-1", "usage": {"prompt_tokens": 3}}, ""),
     ],
 )
 def test_an_unfinished_answer_is_asked_for_again_and_never_kept(tmp_path, at_once, body, text):

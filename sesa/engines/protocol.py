@@ -104,7 +104,9 @@ def read(body: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is no such answer.
     """
     try:
-        choice, usage = (body["choices"] or [{}])[0], body.get("usage") or {}
+        # Where the rest of an answer stands, null may have been left out.
+        choices = body.get("choices") if {"id", "model", "usage"} & body.keys() else body["choices"]
+        choice, usage = (choices or [{}])[0] or {}, body.get("usage") or {}
         message, reason = choice.get("message"), choice.get("finish_reason")
         text = (message.get("content") or "") if isinstance(message, dict) else choice.get("text")
         counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
