@@ -1,7 +1,7 @@
-"""One way to write a mathematical answer: LaTeX, plain text, Markdown and Unicode signs become the same LaTeX, as far as they say the same.
+"""One way to write a mathematical answer: LaTeX, plain text, Markdown and Unicode become the same LaTeX.
 
-Text is rewritten, never evaluated. Known and given answers both pass through `normal`, and `parts` then takes apart what a parser of formulas
-passes over: modulus, bases, unit, the name before an equals sign.  (All rules are our choice.)
+Text is rewritten, never evaluated. Known and given answers both pass through `normal`. Then `parts` takes apart what a
+parser of formulas passes over: modulus, bases, unit, and the name before an equals sign.  (All rules are our choice.)
 """
 
 import re
@@ -11,42 +11,76 @@ from typing import NamedTuple
 LONGEST = 2000  # characters of an answer; more is wrong
 ROUNDS = 20  # a text settles in two or three
 
-SIGNS = dict(pair.split(" ", 1) for pair in (  # in front of a letter a command needs a blank
-    r"− -;– -;— -;‐ -;‑ -;× \times ;÷ \div ;· \cdot ;⋅ \cdot ;∙ \cdot ;• \cdot ;≤ \leq ;⩽ \leq ;≥ \geq ;⩾ \geq ;≠ \neq ;≡ \equiv ;≈ \approx ;"
-    r"± \pm ;∞ \infty ;√ sqrt;∪ \cup ;∩ \cap ;∈ \in ;∉ \notin ;∅ \emptyset ;⊂ \subset ;⊆ \subseteq ;→ \to ;⇒ \implies ;∧ \land ;∨ \lor ;¬ \neg ;"
-    r"° ^\circ ;º ^\circ ;˚ ^\circ ;℃ ^\circ C;℉ ^\circ F;∠ \angle ;△ \triangle ;⊥ \perp ;∥ \parallel ;∣ |;ℝ \mathbb{R};ℤ \mathbb{Z};ℚ \mathbb{Q};"
-    r"ℕ \mathbb{N};ℂ \mathbb{C};ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥"
+SIGNS = dict(pair.split(" ", 1) for pair in (  # a command ends with a space, as a letter may follow
+    r"− -;– -;— -;‐ -;‑ -;× \times ;÷ \div ;· \cdot ;⋅ \cdot ;∙ \cdot ;• \cdot ;≤ \leq ;⩽ \leq ;≥ \geq ;⩾ \geq ;"
+    r"≠ \neq ;≡ \equiv ;≈ \approx ;± \pm ;∞ \infty ;√ sqrt;∪ \cup ;∩ \cap ;∈ \in ;∉ \notin ;∅ \emptyset ;⊂ \subset ;"
+    r"⊆ \subseteq ;→ \to ;⇒ \implies ;∧ \land ;∨ \lor ;¬ \neg ;° ^\circ ;º ^\circ ;˚ ^\circ ;℃ ^\circ C;℉ ^\circ F;"
+    r"∠ \angle ;△ \triangle ;⊥ \perp ;∥ \parallel ;∣ |;ℝ \mathbb{R};ℤ \mathbb{Z};ℚ \mathbb{Q};ℕ \mathbb{N};ℂ \mathbb{C};"
+    r"ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥"
 ).split(";"))  # fmt: skip
-SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖ]+")
-FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|max|min"
-GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi"
-NAMES = re.compile(rf"(?<![\\A-Za-z])({FUNCTIONS}|{GREEK}|sqrt|infty|infinity)(?![A-Za-z])")
-STYLES = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|ensuremath)\s*\{")
+SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖ]+")
+
+START, END = r"(?<![\\A-Za-z])", r"(?![A-Za-z])"  # of a word, and of a command
+NAMES = re.compile(
+    START + "(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|max|min|sqrt|infty"
+    "|infinity|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi)" + END
+)
+STYLES = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|ensuremath|underline|emph)\s*\{")
 TEXTS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|mathrm|mbox|hbox)\s*\{")
-LEAD = re.compile(r"=\s*|#+ |\\text\s*\{\s*(?:the )?(?:final )?answer(?: is)?\s*:?\s*\}\s*|(?:so|thus|hence|therefore)?,?\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*(?=[\s\d\\$(-])", re.IGNORECASE)
-GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| |')\d{3})+(?!\d)")  # 2\,500\,000: thousands
-REPEATING = re.compile(r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?|\((\d{1,50})\))(?![\d.(\\])")
-DOTTED = re.compile(r"(?<![\d.])(\d{0,50}\.\d{0,50}?)(\d{1,20}?)\2{2,9}\s*(?:\\ldots)")  # 0.333\ldots
-MIXED = re.compile(r"(?<![\d./^_{}])(\d{1,50})\s+(?:(\d{1,50})\s*/\s*(\d{1,50})(?![\d./!^])|(?=\\frac\s*(?:\{\d+\}\s*\{\d+\}|\d\d)))")
+AROUND = [(mark, mark) for mark in ("**", "__", "*", "_", "```", "`", "'", '"', "$")] + [(r"\(", r"\)"), (r"\[", r"\]")]
+ANSWER_IS = r"(?:the )?(?:final )?answer(?: is)?\s*"
+LEAD = re.compile(
+    rf"=\s*|#+ |\\text\s*\{{\s*{ANSWER_IS}:?\s*\}}\s*"
+    rf"|(?:so|thus|hence|therefore)?,?\s*{ANSWER_IS}[:=]?\s*(?=[\s\d\\$(-])",
+    re.IGNORECASE,
+)
+
+GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| |')\d{3})+(?!\d)")  # 2\,500\,000
+REPEATING = re.compile(  # 0.8\overline{3}, 0.8(3)
+    r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?|\((\d{1,50})\))(?![\d.(\\])"
+)
+DOTTED = re.compile(r"(?<![\d.])(\d{0,50}\.\d{0,50}?)(\d{1,20}?)\2{2,9}\s*\\ldots")  # 0.8333\ldots
+MIXED = re.compile(  # 5 3/4, 5 \frac{3}{4}
+    r"(?<![\d./^_{}])(\d{1,50})\s+(?:(\d{1,50})\s*/\s*(\d{1,50})(?![\d./!^])|(?=\\frac\s*(?:\{\d+\}\s*\{\d+\}|\d\d)))"
+)
 LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 REWRITES = [(re.compile(pattern), to) for pattern, to in (
-    (r"\\left(?![a-z])\.?|\\right(?![a-z])\.?|\\(?:displaystyle|textstyle|limits|bf|rm|it)(?![A-Za-z])", ""),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\(?:[lcdv]?dots[a-z]?)(?![A-Za-z])|\.{3,}", r"\\ldots "),
-    (r"\^\s*([-+]?\d+)", r"^{\1}"), (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "), (r"(?<![\\A-Za-z])cbrt\s*(?=[({])", r"\\sqrt[3]"),
-    (r"(?<=\d)\s*(?:\^?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}\}?|(?:st|nd|rd|th)(?![A-Za-z]))", ""),
-    (r"\\therefore(?![A-Za-z])|\\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
-    (r"\\(?:degree|textdegree)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])\s*", r"^\\circ "),
-    (r"\\(?:leqslant|le)(?![A-Za-z])|<=", r"\\leq "), (r"\\(?:geqslant|ge)(?![A-Za-z])|>=", r"\\geq "), (r"!=|\\ne(?![A-Za-z])", r"\\neq "),
-    (r"(?<!\*)\*\*(?!\*)", "^"), (r"\+/?-(?=\s*[\d\\a-z(])(?<![-+]\+-)", r"\\pm "),
-    (r"\s*(?:\\%|(?<!\\)%|\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\bper ?cent(?:age)?\b|\bpct\b)", r"\\%"),
-    (r"\b([ap])\.\s?m\b\.?", r"\1m"),
-    (r"(,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))\s*)|\\text\{[^{}]*\}", lambda m: ", " if m[1] else m[0]),
-    (r"\\pmod\s*([\dA-Za-z])|\(\s*\\?mod(?:ulo)?\s*([^(){}\\]{1,99}?)\s*\)|\\[bp]?mod\s*\{?([^(){}\\\s,]{1,99})\}?", r"\\pmod{\1\2\3}"),
-    (r"(?<![A-Za-z\\])mod(?:ulo)?\s+(\w{1,99})", r"\\pmod{\1}"),
-    (r"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|enspace|quad|qquad)(?![A-Za-z])|\{,\}(?!\d)", " "), (r"\{,\}", ","),
+    # layout and style
+    (rf"\\left(?![a-z])\.?|\\right(?![a-z])\.?|\\(?:displaystyle|textstyle|limits|bf|rm|it|therefore){END}", ""),
+    (rf"\\(?:text)?color\s*\{{[^{{}}]*\}}|\\(?:tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){END}", ""),
+    (r"(?<![\w)}\]*])\*\*([^\s*][^*]*)\*\*", r"\1"),
+    # signs
+    (rf"\\[dtc]frac{END}", r"\\frac"),
+    (rf"\\[lcdv]?dots[a-z]?{END}|\.{{3,}}", r"\\ldots "),
+    (rf"\\(?:degree|textdegree){END}|\^\s*\{{\s*\\circ\s*\}}|\^\s*\\circ{END}\s*", r"^\\circ "),
+    (rf"\\(?:leqslant|le){END}|<=", r"\\leq "),
+    (rf"\\(?:geqslant|ge){END}|>=", r"\\geq "),
+    (rf"!=|\\ne{END}", r"\\neq "),
+    (r"\+/-|(?:^|(?<=[=,(]))\s*\+-", r"\\pm "),
+    (rf"\s*(?:\\?%|\\text\s*\{{\s*(?:percent|per cent|pct)\s*\}}|\bper ?cent(?:age)?\b|\bpct\b)", r"\\%"),
     (r"(?<=[A-Za-z\d)])'+", lambda m: "^{" + r"\prime" * len(m[0]) + "}"),
-    (r"(?<=\d)\s*\\?,?\s*(hundred|thousand|[mbtr]+illion)(?![A-Za-z])", lambda m: rf"\times 10^{{{LARGE[m[1]]}}}" if m[1] in LARGE else m[0]),
+    # powers and roots
+    (r"(?<!\*)\*\*(?!\*)", "^"),
+    (r"\^\s*([-+]?\d+)", r"^{\1}"),
+    (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
+    (START + r"cbrt\s*(?=[({])", r"\\sqrt[3]"),
+    (rf"(?<=\d)\s*\\?,?\s*(hundred|thousand|[mbtr]+illion){END}",
+     lambda m: rf"\times 10^{{{LARGE[m[1]]}}}" if m[1] in LARGE else m[0]),
+    # words
+    (rf"(?<=\d)\s*(?:\^?\s*\\text\s*\{{\s*(?:st|nd|rd|th)\s*\}}"
+     rf"|\^\s*\{{\s*(?:\\text\s*\{{)?\s*(?:st|nd|rd|th)\s*\}}\}}?|(?:st|nd|rd|th){END})", ""),
+    (r"\b([ap])\.\s?m\b\.?", r"\1m"),
+    (rf"(,?\s*(?:\\text\s*\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z\\{{])(?:and|or){END})\s*)|\\text\{{[^{{}}]*\}}",
+     lambda m: ", " if m[1] else m[0]),
+    # the modulus
+    (r"\\pmod\s*([\dA-Za-z])|\(\s*\\?mod(?:ulo)?\s*([^(){}\\]{1,99}?)\s*\)|\\[bp]?mod\s*\{?([^(){}\\\s,]{1,99})\}?",
+     r"\\pmod{\1\2\3}"),
+    (START + r"mod(?:ulo)?\s+(\w{1,99})", r"\\pmod{\1}"),
+    # spaces
+    (r"(?<=\d)\\[,;:!]\s*(?=\d{3}(?!\d))", ""),  # 3.141\,592
+    (rf"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|enspace|quad|qquad){END}|\{{,\}}(?!\d)", " "),
+    (r"\{,\}", ","),
 )]  # fmt: skip
 
 
@@ -85,8 +119,8 @@ def _ascii(sign: str) -> str:
     plain = unicodedata.normalize("NFKC", sign)
     if unicodedata.decomposition(sign).startswith("<fraction>"):
         return f" {plain.replace('⁄', '/')}"
-    greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(plain, "") if len(plain) == 1 else "")
-    if greek:
+    name = unicodedata.name(plain, "") if len(plain) == 1 else ""
+    if greek := re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name):
         name = greek[2].lower().replace("lamda", "lambda")
         return f"\\{name if greek[1] == 'SMALL' else name.capitalize()} "
     if unicodedata.category(sign) == "Cf":  # zero width
@@ -94,19 +128,15 @@ def _ascii(sign: str) -> str:
     return "".join(SIGNS.get(c, c) for c in plain)
 
 
-def _without_lead(text: str) -> str:
-    m = LEAD.match(text)
-    return text[m.end() :] if m else text
-
-
 def bare(text: str) -> str:
-    """Without what surrounds the whole: blanks, Markdown, dollars, \\( \\), a full stop."""
+    """Without what surrounds the whole: spaces, Markdown, quotes, dollars, \\( \\), a full stop, "the answer is"."""
     while True:
         before = text
-        text = _without_lead(re.sub(r"(?<![.\s])\s*[.,;:]$|\\$", "", text.strip())).strip()
-        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ("'", "'"), ('"', '"'), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        text = re.sub(r"(?<![.\s])\s*[.,;:]$|\\$", "", text.strip())
+        text = text[lead.end() if (lead := LEAD.match(text)) else 0 :].strip()
+        for left, right in AROUND:
             inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner and right not in inner:
+            if inner and text == left + inner + right and left not in inner and right not in inner:
                 text = inner
         if text == before:
             return text
@@ -125,16 +155,16 @@ def _closings(text: str) -> dict[int, int]:
 
 
 def _unwrapped(text: str, what: re.Pattern) -> str:
-    """Without the commands that are style alone. \\text{...} and its like become \\text{...} around words, and nothing around other signs."""
+    """Without the commands that are style alone. All kinds of \\text{...} become \\text{...} around words, and nothing around numbers."""
     closings, out = _closings(text), list(text)
     for m in what.finditer(text):
         start, end = m.end() - 1, closings.get(m.end() - 1)
         if end is None:
             continue
-        content = text[start + 1 : end]
-        words = what is TEXTS and (re.search(r"[^\W\d_]{2}", content) or UNITS.get(content.strip()) and text[: m.start()].strip())
-        words = words and not re.match(r"\s*[-+\d]", content)
-        keep = words or re.search(r"[\^_}]\s*$|\\[A-Za-z]+\s*$", text[: m.start()][-40:])  # an argument keeps its braces
+        content, before = text[start + 1 : end], text[max(m.start() - 40, 0) : m.start()]
+        words = re.search(r"[^\W\d_]{2}", content) or content.strip() in UNITS and before.strip()
+        words = words and what is TEXTS and not re.match(r"\s*[-+\d]", content)
+        keep = words or re.search(r"[\^_}]\s*$|\\[A-Za-z]+\s*$", before)  # an argument keeps its braces
         out[m.start()] = (r"\text{" if words else "{") if keep else ""
         out[m.start() + 1 : start + 1] = [""] * (start - m.start())
         out[end] = out[end] if keep else ""
@@ -161,20 +191,23 @@ def _fraction(m: re.Match) -> str:
 # ------------------------------------------------------------------------------------------------------------------ parts
 
 UNITS = {name: names.split()[0] for names in (
-    "m meter metre", "km kilometer kilometre", "cm centimeter centimetre", "mm millimeter millimetre", "in inch inches", "ft foot feet",
-    "yd yard", "mi mile", "s sec second", "min minute", "h hr hour", "day", "week", "month", "yr year", "g gram gm", "kg kilogram kilo",
-    "mg milligram", "lb lbs pound", "oz ounce", "L l liter litre", "mL ml milliliter millilitre", "gal gallon", "mi/h mph", "km/h kmh kph kmph",
-    "^\\circ deg degree", "rad radian", "\\$ $ dollar usd USD", "cent ¢", "€ euro eur EUR", "£ gbp GBP", "¥ yen yuan", "₹ rs Rs rupee",
-    "am AM", "pm PM", "C", "F", "K", "N", "J", "W", "V", "A", "Hz", "Pa", "mol", "acre", "ha hectare", "\\%",
+    "m meter metre", "km kilometer kilometre", "cm centimeter centimetre", "mm millimeter millimetre", "in inch inches",
+    "ft foot feet", "yd yard", "mi mile", "s sec second", "min minute", "h hr hour", "day", "week", "month", "yr year",
+    "g gram gm", "kg kilogram kilo", "mg milligram", "lb lbs pound", "oz ounce", "L l liter litre",
+    "mL ml milliliter millilitre", "gal gallon", "mi/h mph", "km/h kmh kph kmph", "^\\circ deg degree", "rad radian",
+    "\\$ $ dollar usd USD", "cent ¢", "€ euro eur EUR", "£ gbp GBP", "¥ yen yuan", "₹ rs Rs rupee", "am AM", "pm PM",
+    "C", "F", "K", "N", "J", "W", "V", "A", "Hz", "Pa", "mol", "acre", "ha hectare", "\\%",
 ) for name in names.split()}  # fmt: skip
-NUMBERS = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), map(str, range(2, 13)), strict=True)) | {"sixteen": "16"}
+BASES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 TOKEN = re.compile(r"\\text\{[^{}]*\}|\^\\circ\b|\\[A-Za-z]+|\\.|\^\s*\{?-?\d\}?|[A-Za-z]+|\d+|\s+|.", re.DOTALL)
 MODULUS = re.compile(r",?\s*\\pmod\{([^{}]*)\}")
-BASE = re.compile(r"(?<![A-Za-z\\])(\(?(?:\d[0-9A-Fa-f]*|[A-F][0-9A-F]*\d[0-9A-F]*)\)?)_\s*(?:\{\s*(?:\\text\{)?(?:base\s*)?(\w+)\s*\}?\}|(\d))")
+BASE = re.compile(  # 314_5, 2A_{16}, 314_{\text{five}}
+    r"(?<![A-Za-z\\])(\(?(?:\d[0-9A-Fa-f]*|[A-F][0-9A-F]*\d[0-9A-F]*)\)?)"
+    r"_\s*(?:\{\s*(?:\\text\{)?(?:base\s*)?(\w+)\s*\}?\}|(\d))"
+)
 IN_BASE = re.compile(r"\s*\(?(?:\\text\{\s*\(?)?(?:in )?\bbase[ -]?(\w+)\)?\s*\}?\)?$")
 LABEL = re.compile(r"^(?:\\text\{([^{}=]*)\}|([A-Z]{2,}|[A-Za-z ]{4,}))\s*[=:](?![=:])\s*(?=.)")
 CURRENCY = re.compile(r"^([-+]?)\s*(\\\$|[$€£¥₹])\s*(?=[-+.\d])")
-
 NO_UNIT = re.compile(r"\\text\{\s*(?:or|and|if|when|where|for|but|not|than|with)\b")  # 5 or more
 
 
@@ -192,17 +225,19 @@ def parts(text: str) -> Parts:
     """The parts of a normal form. Total."""
     moduli = tuple(m[1].strip() for m in MODULUS.finditer(text))
     text = MODULUS.sub("", text).strip()
-    numbers = [m for m in BASE.finditer(text) if m[1].strip("()").isdigit() or (m[2] or m[3]).isdigit() and int(m[2] or m[3]) > 10]
-    bases = [m[2] or m[3] for m in numbers]
-    for m in reversed(numbers):
-        text = text[: m.end(1)] + text[m.end() :]
+    bases = []
+    for m in reversed([*BASE.finditer(text)]):
+        base = m[2] or m[3]
+        if m[1].strip("()").isdecimal() or base in ("11", "12", "13", "14", "15", "16"):  # A is a digit there
+            bases, text = [base, *bases], text[: m.end(1)] + text[m.end() :]
     if m := IN_BASE.search(text):
         bases, text = [*bases, m[1]], text[: m.start()]
     label = ""
     if m := LABEL.search(text):
         label, text = words_of(m[1] or m[2]), text[m.end() :]
     text, unit = _unit(text)
-    return Parts(bare(text), moduli, tuple(NUMBERS.get(base, base) for base in bases), unit, label)
+    bases = [str(BASES.index(base)) if base in BASES else base for base in bases]
+    return Parts(bare(text), moduli, tuple(bases), unit, label)
 
 
 def _unit(text: str) -> tuple[str, str]:
@@ -212,15 +247,16 @@ def _unit(text: str) -> tuple[str, str]:
     tokens = [m[0] for m in TOKEN.finditer(text)]
     cut = len(tokens)
     for i in range(len(tokens) - 1, 0, -1):  # the first token is never one
-        token, blank = tokens[i], not tokens[i - 1].strip()
-        known = token.startswith(("\\text{", "^\\circ")) or _known(token) and (len(token) > 1 or blank or tokens[i - 1] in "/^\\circ")
+        token, apart = tokens[i], not tokens[i - 1].strip() or tokens[i - 1] in ("/", "^\\circ")  # 5 m, not 5m: that is a product
+        known = token.startswith(("\\text{", "^\\circ")) or _known(token) and (len(token) > 1 or apart)
         if known or len(token) >= 4 and token.isalpha():
             cut = i
         elif not (re.fullmatch(r"\s+|\^\s*\{?-?\d\}?|/|\\cdot|\$|per|sq|a", token)):
             break
     before, after = "".join(tokens[:cut]).rstrip(), tokens[cut:]
     explicit = any(token.startswith(("\\text{", "^\\circ", "\\%")) for token in after[:1])
-    if not after or not before or NO_UNIT.match(after[0]) or not (explicit or re.search(r"[\d)}\]!.]$|\\pi$", before)):
+    number = re.search(r"[\d)}\]!.]$|\\pi$", before)
+    if not after or not before or NO_UNIT.match(after[0]) or not (explicit or number):
         return text, ""
     return before, _canonical(" ".join(after))
 
@@ -241,21 +277,24 @@ def _canonical(unit: str) -> str:
 
 
 def words_of(text: str) -> str:
-    """The text as words: in lower case, without blanks, quotes, \\text and full stops but decimal points."""
-    return re.sub(r"\\text(?=\{)|[\s{}\"$]|\.(?!\d)", "", text).lower()
+    """The text as words: in lower case, without \\text, quotes, full stops but decimal points, and spaces but between digits."""
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|[\"$]|\.(?!\d)", "", text).lower()
 
 
 def prose(text: str) -> bool:
-    """Whether a parser of formulas would make a product, in any order, of what is none: words beside others or beside numbers, derivatives."""
+    """Whether a parser of formulas would make a product of what is none: words beside others or numbers, derivatives."""
     plain = re.sub(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}", "", text)
     beside = re.search(r"[\d}]\s*\\text|\\text\{[^{}]*\}\s*\w", plain)
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", plain)
     word = r"(?<![\\A-Za-z])(?:[^\W\d_]{4,}|[A-Z][a-z]{2,})"
-    return bool(beside or re.search(rf"{word}\s+\w|\w\s+{word}|\\partial|\\frac\s*\{{d[^{{}}]*\}}\{{d", plain)) or not plain.isascii()
+    beside = beside or re.search(rf"{word}\s+\w|\w\s+{word}|\\partial|\\frac\s*\{{d[^{{}}]*\}}\{{d", plain)
+    return bool(beside) or not plain.isascii()
 
 
 def symbols(text: str) -> str:
-    """The text with every run of capitals, and every word, as one symbol: an order of letters is no product. A transpose is one too."""
+    """The text with every run of capitals, every word and every transpose as one symbol: an order of letters is no product."""
     text = re.sub(r"(?<=[A-Za-z])\^\s*\{?\s*(?:T|\\top)\s*\}?(?![A-Za-z])", r"^{\\text{T}}", text)
-    runs = r"\\(?!frac|sqrt)[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+|(?<![A-Za-z])([A-Z]{2,}|[A-Za-z]{4,}|[A-Z][a-z]{2,})(?![A-Za-z])"
+    runs = r"(?<![A-Za-z])([A-Z]{2,}|[A-Za-z]{4,}|[A-Z][a-z]{2,})(?![A-Za-z])"
+    runs = rf"\\(?!frac|sqrt)[A-Za-z]+\s*\{{[^{{}}]*\}}|\\[A-Za-z]+|{runs}"
     return re.sub(runs, lambda m: rf"\text{{{m[1]}}}" if m[1] else m[0], text)
