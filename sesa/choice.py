@@ -13,9 +13,10 @@ from sesa.intervals import holm, interval, p_value
 class Choice:
     """best: the configuration with the largest mean gain. smallest: the cheapest that keeps the share asked for; None: nothing is gained.
 
-    gains: a row per configuration: mean, low, high (95%, `sesa.intervals`), p (of "no gain", Holm's adjustment for all configurations), cost,
-    and `chosen`: the share of resamples (seeds and problems drawn with replacement) in which it would be the smallest. nothing: the share in
-    which no configuration gains. These two shares say how stable the choice is; they are no probabilities and no intervals.
+    gains: a row per configuration: mean, low, high (95%, `sesa.intervals`), p (of "no gain", with Holm's adjustment
+    for all configurations), cost, and `chosen`: the share of resamples (seeds and problems drawn with replacement) in
+    which it would be the smallest. nothing: the share in which no configuration gains. These two shares say how stable
+    the choice is; they are no probabilities and no intervals.
     """
 
     best: Hashable
@@ -29,8 +30,9 @@ def smallest_that_keeps(
 ) -> Choice:
     """The cheapest configuration whose mean gain is at least `share` of the largest mean gain; of equal costs the one that gains more.
 
-    None is named where the best gain is not above 0 at p < 0.05 after Holm's adjustment, as the best of many is found by a search; so none with
-    one seed. Chosen and judged on the same data, the best looks a little better than it is; `chosen` shows how far the choice hangs on chance.
+    None is named where the best gain is not above 0 at p < 0.05 after Holm's adjustment, as the best of many is found
+    by a search; so none with one seed. Chosen and judged on the same data, the best looks a little better than it is;
+    `chosen` shows how far the choice hangs on chance.
 
     Args:
         gains: of every configuration its gain over the baseline, (seeds, problems), the same seeds and problems for all.
@@ -53,16 +55,19 @@ def smallest_that_keeps(
         raise ValueError(f"the share to keep lies between 0 and 1, not {share}, and costs are finite numbers")
     drawn = _means_of_resamples(values, resamples, rng_seed)
     picks = [_pick(means, cost, share) for means in drawn.T]
-    table = pd.DataFrame([interval(v) for v in values], columns=["mean", "low", "high"], index=pd.Index(names, tupleize_cols=False))
-    table = table.assign(p=holm([p_value(v) for v in values]), cost=cost, chosen=[np.mean([pick == i for pick in picks]) for i in range(len(names))])
+    index = pd.Index(names, tupleize_cols=False)
+    table = pd.DataFrame([interval(v) for v in values], columns=["mean", "low", "high"], index=index)
+    chosen = [np.mean([pick == i for pick in picks]) for i in range(len(names))]
+    table = table.assign(p=holm([p_value(v) for v in values]), cost=cost, chosen=chosen)
     means = table["mean"].to_numpy()
     best = int(means.argmax())
     smallest = _pick(means, cost, share) if table["p"].iloc[best] < 0.05 else None
-    return Choice(names[best], None if smallest is None else names[smallest], table, float(np.mean([pick is None for pick in picks])))
+    nothing = float(np.mean([pick is None for pick in picks]))
+    return Choice(names[best], None if smallest is None else names[smallest], table, nothing)
 
 
 def _means_of_resamples(values: np.ndarray, resamples: int, rng_seed: int) -> np.ndarray:
-    """The mean of every configuration in every resample, (configurations, resamples), from values (configurations, seeds, problems)."""
+    """Means in every resample, (configurations, resamples), from values (configurations, seeds, problems)."""
     rng = np.random.default_rng(rng_seed)
     rows, columns = (rng.integers(n, size=(resamples, n)) for n in values.shape[1:])
     return np.stack([v[rows[:, :, None], columns[:, None, :]].mean((1, 2)) for v in values])

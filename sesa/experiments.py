@@ -167,9 +167,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], columns: Sequence[str]) -> pd.DataFrame:
-    """Each question (text, arm, over) as differences of the columns between two arms on the same seeds and problems, as text with intervals.
+    """Each question (text, arm, over) as differences of the columns between two arms, as text with intervals.
 
-    A star: the difference also holds as the find of a search through the whole table (p < 0.05 after Holm's adjustment for all of it).
+    Both arms have the same seeds and problems. A star: the difference also holds as the find of a search through the
+    whole table (p < 0.05 after Holm's adjustment for all of it).
     """
     there = dict(tuple(table.groupby("arm")))
     asked = [question for question in questions if {*question[1:]} <= {*there}]
@@ -183,16 +184,19 @@ def differences(table: pd.DataFrame, questions: Sequence[tuple[str, str, str]], 
 
 
 def starred(gaps: Sequence[pd.DataFrame]) -> list[str]:
-    """Mean differences as text, +0.21 [+0.10, +0.32] *, from tables (seeds, problems). The star is that of `differences`, among all these."""
+    """Mean differences as text, +0.21 [+0.10, +0.32] *, from tables (seeds, problems); the star as in `differences`."""
     held = holm([p_value(gap) for gap in gaps]) < 0.05
     return [written(interval(gap), "{:+.2f}") + " *" * bool(star) for gap, star in zip(gaps, held, strict=True)]
 
 
 def noted(table: pd.DataFrame, among: str = "this table") -> Styler:
-    """A table of such texts, with a caption for people who look for the best: how many intervals miss by chance, and what a star means."""
+    """A table of such texts with a caption: how many intervals miss by chance, and what a star means."""
     cells = [cell for cell in table.to_numpy().ravel() if isinstance(cell, str)]
     shown = sum(" [" in cell for cell in cells)
     if not shown:
-        return table.style.set_caption("One seed: no intervals." if any("(no interval)" in cell for cell in cells) else "")
-    star = "A star: it also excludes 0" if any(cell.endswith("] *") for cell in cells) else "None of them excludes 0"
-    return table.style.set_caption(f"{chance_note(shown)} {star} after Holm's adjustment for a search through {among}.")
+        without = any("(no interval)" in cell for cell in cells)
+        return table.style.set_caption("One seed: no intervals." if without else "")
+    found = any(cell.endswith("] *") for cell in cells)
+    star = "A star: it also excludes 0" if found else "None of them excludes 0"
+    caption = f"{chance_note(shown)} {star} after Holm's adjustment for a search through {among}."
+    return table.style.set_caption(caption)

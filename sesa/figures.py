@@ -47,9 +47,9 @@ def use_style() -> None:
 def save_figure(figure: Figure, name: str, profile: str, data: pd.DataFrame, **parameters: Any) -> None:
     """Writes `figures/<profile>/<name>` as .png, .svg, .csv (the data plotted) and .json (profile, parameters, commit, versions, machine).
 
-    The profile is written on the figure's face, as a claim at small scale must be called one; and that one seed gives no intervals (by `seeds`
-    among the parameters, else by the column `seed` of the data). Returns nothing, so that as a cell's last line it leaves the figure to be
-    shown once.
+    The profile is written on the figure's face, as a claim at small scale must be called one; and that one seed gives
+    no intervals (by `seeds` among the parameters, else by the column `seed` of the data). Returns nothing, so that as
+    a cell's last line it leaves the figure to be shown once.
 
     Raises:
         OSError: a file could not be written; no file is left half-written.
@@ -79,8 +79,10 @@ def look(arm: str) -> dict[str, str]:
 
 
 def over_seeds(table: pd.DataFrame, column: str, x: str = "step") -> pd.DataFrame:
-    """For every x the mean of `column` over seeds and its 95% interval (t, over seeds): mean, low, high, x. Nan where a seed is
-    nan; no interval with one seed."""
+    """For every x the mean of `column` over seeds and its 95% interval (t): mean, low, high, x.
+
+    Nan where a seed is nan; no interval with one seed.
+    """
     rows = {at: interval(part[[column]].to_numpy()) for at, part in table.groupby(x)}
     return pd.DataFrame(rows.values(), columns=["mean", "low", "high"]).assign(**{x: list(rows)})
 

@@ -1,16 +1,19 @@
 """How sure a mean is: 95% intervals over seeds and problems, p values of "no effect", Holm's adjustment.
 
-The same problems stand under every seed, so a table (seeds, problems) has three sources of chance: y_ij = mean + seed_i + problem_j +
-rest_ij, all random ("two-way crossed random effects"). The interval is for new seeds *and* new problems. With MS the mean squares of the
-two-way analysis of variance, the variance of the mean of S seeds and P problems is (MS_seed + MS_problem - MS_rest) / (S P).
+The same problems stand under every seed, so a table (seeds, problems) has three sources of chance:
+y_ij = mean + seed_i + problem_j + rest_ij, all random ("two-way crossed random effects"). The interval is
+for new seeds *and* new problems. With MS the mean squares of the two-way analysis of variance, the variance
+of the mean of S seeds and P problems is (MS_seed + MS_problem - MS_rest) / (S P).
 
-Two choices are ours, both tuned by simulation (`tests/test_intervals.py` holds it to 93-97% at 3, 5 and 8 seeds):
+Two choices are ours. A simulation (`tests/test_intervals.py`) holds them to 93-97% at 3, 5 and 8 seeds:
 
 - A component that is estimated below 0 counts as 0: an MS smaller than MS_rest is replaced by MS_rest.
-- Satterthwaite's degrees of freedom are too many when one component has 2 and its share is itself uncertain: coverage falls to 92% at
-  3 seeds. We weight the reciprocal degrees of freedom by the shares of the variance and not by their squares: 1/df = sum_i share_i / df_i.
+- Satterthwaite's formula gives too many degrees of freedom when a component has 2 and its share is itself
+  uncertain: coverage falls to 92% at 3 seeds. We weight the reciprocal degrees of freedom by the shares of
+  the variance and not by their squares: 1/df = sum_i share_i / df_i.
 
-Where nothing but the rest varies, the interval is a little too wide (97 to 98%), as no component can be estimated below 0.
+Where nothing but the rest varies, the interval is a little too wide (97 to 98%), as no component can be
+estimated below 0. Two seeds are too few: where seeds differ much, coverage is 88 to 92%.
 """
 
 from collections.abc import Sequence
@@ -23,8 +26,9 @@ from scipy import stats
 def interval(values: ArrayLike, over: ArrayLike | None = None, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of a table (seeds, problems); with `over`, of the ratio of the two tables' means.
 
-    A ratio's interval is taken on the log scale (delta method) and never reaches below 0. One problem only: the t interval over seeds.
-    Fewer than two seeds: (mean, nan, nan), as one seed cannot show how much seeds differ. Equal values: an interval of width 0.
+    A ratio's interval is taken on the log scale (delta method) and never reaches below 0. One problem only: the
+    t interval over seeds. Fewer than two seeds: (mean, nan, nan), as one seed cannot show how much seeds differ.
+    Equal values: an interval of width 0.
 
     Args:
         values: (seeds, problems), the same problems for every seed.
@@ -45,7 +49,9 @@ def interval(values: ArrayLike, over: ArrayLike | None = None, level: float = 0.
 
 
 def p_value(values: ArrayLike, over: ArrayLike | None = None) -> float:
-    """Two-sided p value of "no effect": a mean of 0, or with `over` a ratio of 1. From the same moments as `interval`; nan where that is.
+    """Two-sided p value of "no effect": a mean of 0, or with `over` a ratio of 1.
+
+    From the same moments as `interval`: below 0.05 exactly where that excludes "no effect"; nan where it is nan.
 
     Raises:
         ValueError: as `interval`.
@@ -60,8 +66,11 @@ def p_value(values: ArrayLike, over: ArrayLike | None = None) -> float:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """p values adjusted for a search among all of them, in the order given (Holm 1979): below 0.05, no more than 5% of such searches find
-    anything where there is nothing. nan stays nan and is not counted."""
+    """p values adjusted for a search among all of them, in the order given (Holm 1979).
+
+    Of searches where there is nothing, no more than 5% find an adjusted p below 0.05. nan stays nan and is not
+    counted.
+    """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan is sorted last
     adjusted = np.full(p.shape, np.nan)
@@ -77,24 +86,26 @@ def chance_note(intervals: int) -> str:
 
 
 def written(triple: Sequence[float], number: str = "{:.2f}") -> str:
-    """An interval as text: 0.25 [0.20, 0.31]; 0.25 (no interval), as with one seed; nothing where there is no mean."""
+    """An interval as text: 0.25 [0.20, 0.31]; 0.25 (no interval), as with one seed; nothing without a mean."""
     mean, low, high = triple
     if np.isnan(mean):
         return ""
-    return number.format(mean) + (" (no interval)" if np.isnan(low) else f" [{number.format(low)}, {number.format(high)}]")
+    if np.isnan(low):
+        return f"{number.format(mean)} (no interval)"
+    return f"{number.format(mean)} [{number.format(low)}, {number.format(high)}]"
 
 
 def _tables(values: ArrayLike, over: ArrayLike | None) -> tuple[np.ndarray, np.ndarray | None]:
     table, base = np.asarray(values, dtype=float), None if over is None else np.asarray(over, dtype=float)
     if table.ndim != 2 or not table.size:
-        raise ValueError(f"values must be a table (seeds, problems) with at least one of each, not of shape {table.shape}")
+        raise ValueError(f"values must be a table (seeds, problems), not empty, and not of shape {table.shape}")
     if base is not None and base.shape != table.shape:
         raise ValueError(f"over must have the shape of values, {table.shape}, not {base.shape}")
     return table, base
 
 
 def _moments(values: np.ndarray, over: np.ndarray | None) -> tuple[float, float, float]:
-    """(mean, standard error, degrees of freedom); with `over`: (ratio of the means, standard error of its log, degrees of freedom)."""
+    """(mean, standard error, degrees of freedom); with `over` of the ratio: (ratio, those of its log)."""
     mean, table = float(values.mean()), values
     if over is not None:
         top, bottom = mean, over.mean()
@@ -110,7 +121,10 @@ def _moments(values: np.ndarray, over: np.ndarray | None) -> tuple[float, float,
 
 
 def standard_error(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(standard error of the mean, degrees of freedom) of tables (..., seeds, problems): arrays (...). nan with fewer than two seeds."""
+    """(standard error of the mean, degrees of freedom) of tables (..., seeds, problems): arrays (...).
+
+    nan with fewer than two seeds.
+    """
     seeds, problems = table.shape[-2:]
     if seeds < 2:
         return np.full(table.shape[:-2], np.nan), np.full(table.shape[:-2], np.nan)
@@ -127,9 +141,10 @@ def standard_error(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_squares(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, columns, rest) of the two-way analysis of variance of tables (..., rows, columns), one value a cell: arrays (...)."""
+    """(MS_rows, MS_columns, MS_rest) of tables (..., rows, columns), by a two-way analysis of variance."""
     rows, columns = table.shape[-2:]
     centred = table - table.mean((-2, -1), keepdims=True)
     row, column = centred.mean(-1, keepdims=True), centred.mean(-2, keepdims=True)
     between_rows, between_columns, rest = ((part**2).sum((-2, -1)) for part in (row, column, centred - row - column))
-    return columns * between_rows / (rows - 1), rows * between_columns / (columns - 1), rest / ((rows - 1) * (columns - 1))
+    of_rows, of_columns = columns * between_rows / (rows - 1), rows * between_columns / (columns - 1)
+    return of_rows, of_columns, rest / ((rows - 1) * (columns - 1))

@@ -49,19 +49,19 @@ class _Told:
 
 
 def correlation(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Pearson's correlation along the last axis with its interval: (correlation, low, high). Pooled: every row is centred on its own mean, then
-    all rows count together.
+    """(correlation, low, high): Pearson's along the last axis, with its 95% interval over seeds and problems.
 
-    The interval is that of `sesa.intervals.interval`, over seeds and problems: on Fisher's scale (atanh), by the delta method from what every
-    cell (seed, problem) adds to the three sums of products. Simulated, it covers 93 to 98% at 3 to 8 seeds and 16 to 64 problems.
+    Pooled: every row is centred on its own mean, then all rows count together. The interval follows the rule of
+    `sesa.intervals`: on Fisher's scale (atanh), by the delta method from what every cell (seed, problem) adds to the
+    three sums of products. Simulated, it covers 93 to 98% at 3 to 8 seeds and 16 to 64 problems.
 
     Args:
         x, y: (seeds, problems, groups), the correlation within problems: of the same one, do groups of more x have more y? Or
             (seeds, problems), each the mean over its groups, the correlation across problems.
 
     Returns:
-        All nan where x or y never differs along the last axis. No interval, (correlation, nan, nan), with fewer than two seeds. A correlation
-        of 1 or -1 is its own interval.
+        All nan where x or y never differs along the last axis. (correlation, nan, nan) with fewer than two seeds. A
+        correlation of 1 or -1 is its own interval.
 
     Raises:
         ValueError: the two are of different shapes, or not of two or three dimensions, or empty.

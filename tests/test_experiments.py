@@ -145,11 +145,14 @@ def test_a_star_stands_a_search_through_the_whole_table():
 
 
 def test_a_table_says_what_its_many_intervals_mean():
-    texts = pd.DataFrame({"question": ["a?", "b?"], "x": ["+0.1 [+0.0, +0.2] *", "+0.1 [-0.1, +0.3]"], "y": ["", "+0.1 [-0.1, +0.3]"]})
+    texts = pd.DataFrame({"x": ["+0.1 [+0.0, +0.2] *", "+0.1 [-0.1, +0.3]"], "y": ["", "+0.1 [-0.1, +0.3]"]})
     caption = noted(texts).caption
-    assert "Of these 3 intervals at 95%" in caption and "A star: it also excludes 0" in caption and "through this table" in caption
-    assert "None of them excludes 0" in noted(texts.iloc[1:], "its task").caption and "its task" in noted(texts, "its task").caption
-    assert noted(pd.DataFrame({"x": ["+0.1 (no interval)"]})).caption == "One seed: no intervals." and noted(pd.DataFrame({"x": [1.0]})).caption == ""
+    assert "Of these 3 intervals at 95%" in caption and "through this table" in caption
+    assert "A star: it also excludes 0" in caption
+    caption = noted(texts.iloc[1:], "its task").caption
+    assert "None of them excludes 0" in caption and "through its task" in caption
+    assert noted(pd.DataFrame({"x": ["+0.1 (no interval)"]})).caption == "One seed: no intervals."
+    assert noted(pd.DataFrame({"x": [1.0]})).caption == ""
 
 
 def test_how_an_arm_is_asked():

@@ -102,7 +102,8 @@ def test_a_figure_of_one_seed_says_that_it_has_no_intervals(folder, profile, see
 
 @pytest.mark.filterwarnings("error")
 def test_with_one_seed_no_interval_is_drawn(folder):
-    table = pd.DataFrame([{"arm": "sesa", "seed": 0, "problem": p, "step": s, "pass@1": p / 2, "pass@2": 1.0} for p in (0, 1) for s in (0, 10)])
+    rows = [{"problem": p, "step": s, "pass@1": p / 2, "pass@2": 1.0} for p in (0, 1) for s in (0, 10)]
+    table = pd.DataFrame(rows).assign(arm="sesa", seed=0)
     curve = figures.over_seeds(table[table["problem"] == 1], "pass@1")
     assert curve["mean"].tolist() == [0.5, 0.5] and curve[["low", "high"]].isna().all(axis=None)
     figure = figures.draw_pass_at_k(table[table["step"] == 0], ["sesa"])
@@ -110,14 +111,15 @@ def test_with_one_seed_no_interval_is_drawn(folder):
     (band,) = figure.axes[0].collections
     assert not any(path.vertices.size for path in band.get_paths()) and len(figure.axes[0].lines) == 1
     columns = pd.MultiIndex.from_product([["pass@1"], ["mean", "low", "high"]])
-    figure = figures.forest(pd.DataFrame([[0.5, float("nan"), float("nan")]], ["sesa"], columns), ["pass@1"], ["right"])
-    figures.save_figure(figure, "y", "smoke", table)
+    means = pd.DataFrame([[0.5, float("nan"), float("nan")]], ["sesa"], columns)
+    figures.save_figure(figures.forest(means, ["pass@1"], ["right"]), "y", "smoke", table)
 
 
 def test_curves_have_the_t_interval_over_seeds(folder):
     table = pd.DataFrame({"seed": [0, 1, 2], "step": 0, "pass@1": [0.1, 0.2, 0.6]})
     curve = figures.over_seeds(table, "pass@1")
-    assert curve.loc[0, ["low", "high"]].tolist() == pytest.approx(list(stats.ttest_1samp([0.1, 0.2, 0.6], 0).confidence_interval()))
+    expected = stats.ttest_1samp([0.1, 0.2, 0.6], 0).confidence_interval()
+    assert curve.loc[0, ["low", "high"]].tolist() == pytest.approx(list(expected))
 
 
 def test_style_is_readable_by_the_colour_blind_and_one_colour_an_arm():

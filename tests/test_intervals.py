@@ -1,4 +1,4 @@
-"""sesa.intervals: coverage by simulation, and closed forms from elsewhere: scipy's t test, an analysis of variance by hand."""
+"""sesa.intervals: coverage by simulation; closed forms by scipy's t test and an analysis of variance by hand."""
 
 from math import exp, log, sqrt
 
@@ -35,7 +35,11 @@ def covered(mix: tuple[float, float, float], seeds: int, problems: int, tables: 
 
 def coverage_table() -> pd.DataFrame:
     """Coverage in percent: a row per mix and number of seeds, a column per number of problems."""
-    rows = {(name, seeds): [covered(mix, seeds, problems) for problems in PROBLEMS] for name, mix in MIXES.items() for seeds in SEEDS}
+    rows = {
+        (name, seeds): [covered(mix, seeds, problems) for problems in PROBLEMS]
+        for name, mix in MIXES.items()
+        for seeds in SEEDS
+    }
     return pd.DataFrame(rows, [f"{n} problems" for n in PROBLEMS]).T
 
 
@@ -49,10 +53,11 @@ def test_intervals_cover():
 
 
 def rates(rng, tables, seeds, problems, base, gain):
-    """Shares of right answers of 32, of a baseline and of a method on the same seeds and problems: two arrays (tables, seeds, problems)."""
+    """Shares of right answers of 32: a baseline's and a method's, two arrays (tables, seeds, problems)."""
     shared, arms = rng.normal(size=(tables, 1, problems)), []
     for level in (base, base + gain):
-        own = 0.5 * rng.normal(size=(tables, 1, problems)) + 0.5 * rng.normal(size=(tables, seeds, 1)) + 0.5 * rng.normal(size=(tables, seeds, problems))
+        shapes = (tables, 1, problems), (tables, seeds, 1), (tables, seeds, problems)
+        own = sum(0.5 * rng.normal(size=shape) for shape in shapes)
         arms.append(rng.binomial(32, 1 / (1 + np.exp(-(level + shared + own)))) / 32)
     return arms
 
@@ -62,7 +67,8 @@ def rates(rng, tables, seeds, problems, base, gain):
 def test_intervals_of_ratios_and_differences_of_probabilities_cover(seeds, base):
     """Skewed and bounded values, and an error of simulation of 0.6: within 4 of it of 95%."""
     rng, gain = np.random.default_rng(seeds), 0.8
-    means = [(1 / (1 + np.exp(-(level + np.sqrt(1.75) * rng.normal(size=10**6))))).mean() for level in (base, base + gain)]
+    logits = np.sqrt(1.75) * rng.normal(size=10**6)
+    means = [(1 / (1 + np.exp(-(level + logits)))).mean() for level in (base, base + gain)]
     ratio, difference, tables = 0, 0, 1_200
     for o, v in zip(*rates(rng, tables, seeds, 32, base, gain), strict=True):
         _, low, high = interval(v, over=o)
@@ -72,7 +78,7 @@ def test_intervals_of_ratios_and_differences_of_probabilities_cover(seeds, base)
     assert abs(100 * ratio / tables - 95) < 2.5 and abs(100 * difference / tables - 95) < 2.5
 
 
-# ---------------------------------------------------------------------------------------------------------- closed forms
+# ------------------------------------------------------------------------------------- closed forms
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=9), st.sampled_from([0.5, 0.95, 0.99]))
@@ -84,12 +90,12 @@ def test_one_problem_gives_the_t_interval_over_seeds(values, level):
     assert p_value(column) == pytest.approx(test.pvalue, rel=1e-6, abs=1e-9)
 
 
-# Two-way table of Snedecor and Cochran's kind, worked by hand: means of rows 3, 6, of columns 3, 3, 7.5, all 4.5
+# A two-way table worked by hand: means of rows 3, 6, of columns 3, 3, 7.5, all 4.5
 BY_HAND = [[2.0, 1.0, 6.0], [4.0, 5.0, 9.0]]
 
 
 def test_analysis_of_variance_by_hand():
-    """Rows: 3 (1.5^2 + 1.5^2) = 13.5 on 1; columns: 2 (1.5^2 + 1.5^2 + 3^2) = 27 on 2; all: 41.5; so the rest is 1 on 2."""
+    """Rows: 3 (1.5^2 + 1.5^2) = 13.5 on 1; columns: 2 (1.5^2 + 1.5^2 + 3^2) = 27 on 2; all: 41.5; rest: 1 on 2."""
     assert mean_squares(np.array(BY_HAND)) == pytest.approx((13.5, 13.5, 0.5))
     error, df = standard_error(np.array(BY_HAND))
     variance, share = 13.5 + 13.5 - 0.5, 13.5 / 26.5
@@ -116,7 +122,7 @@ def test_mean_squares_are_those_of_a_regression():
 
 
 def test_an_estimate_below_zero_counts_as_zero():
-    """Where rows differ less than the rest, they add nothing; where columns do as well, the rest alone is left, with all its freedom."""
+    """Rows that differ less than the rest add nothing; if columns do too, the rest alone is left, with all its freedom."""
     rng = np.random.default_rng(0)
     y = rng.normal(size=(4, 9))
     flat = y - y.mean(1, keepdims=True) + y.mean()  # rows of one mean
@@ -135,21 +141,23 @@ def test_unit_and_order_do_not_matter(seeds, problems, seed, scale, shift):
     values = rng.normal(size=(seeds, problems)) + rng.normal(size=(seeds, 1)) + rng.normal(size=(1, problems))
     mean, low, high = interval(values)
     assert low <= mean <= high
-    assert interval(scale * values + shift) == pytest.approx([scale * v + shift for v in (mean, low, high)], rel=1e-6, abs=1e-6)
+    moved = [scale * v + shift for v in (mean, low, high)]
+    assert interval(scale * values + shift) == pytest.approx(moved, rel=1e-6, abs=1e-6)
     mixed = values[rng.permutation(seeds)][:, rng.permutation(problems)]
     assert interval(mixed) == pytest.approx((mean, low, high), rel=1e-6, abs=1e-9)
     if problems > 1:
         assert interval(values.T) == pytest.approx((mean, low, high), rel=1e-6, abs=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------------------- ratios
+# ------------------------------------------------------------------------------------------- ratios
 
 
 def test_a_ratio_is_of_the_two_means_and_its_interval_is_symmetric_in_the_log():
     rng = np.random.default_rng(4)
     values, over = rng.uniform(2, 9, size=(3, 5)), rng.uniform(1, 4, size=(3, 5))
     ratio, low, high = interval(values, over=over)
-    assert ratio == pytest.approx(values.mean() / over.mean()) and ratio / low == pytest.approx(high / ratio) and 0 < low < ratio < high
+    assert ratio == pytest.approx(values.mean() / over.mean())
+    assert ratio / low == pytest.approx(high / ratio) and 0 < low < ratio < high
     turned, *ends = interval(over, over=values)
     assert (turned, *ends) == pytest.approx((1 / ratio, 1 / high, 1 / low))
     assert interval(7 * values, over=over) == pytest.approx((7 * ratio, 7 * low, 7 * high))
@@ -164,14 +172,17 @@ def test_a_ratio_over_a_constant_is_close_to_the_plain_interval():
     assert values.mean() * exp(half) == pytest.approx(interval(values)[2], abs=1e-7)
 
 
-@pytest.mark.parametrize(("values", "over", "ratio"), [([[0], [0]], [[1], [2]], 0.0), ([[1], [2]], [[0], [0]], float("inf")), ([[1], [2]], [[-1], [-2]], -1.0)])
+@pytest.mark.parametrize(
+    ("values", "over", "ratio"),
+    [([[0], [0]], [[1], [2]], 0.0), ([[1], [2]], [[0], [0]], float("inf")), ([[1], [2]], [[-1], [-2]], -1.0)],
+)
 def test_a_ratio_with_a_mean_that_is_not_above_0_has_no_interval(values, over, ratio):
     mean, low, high = interval(values, over=over)
     assert mean == ratio and np.isnan([low, high, p_value(values, over=over)]).all()
     assert np.isnan(interval([[0], [0]], over=[[0], [0]])).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- the edges
+# ---------------------------------------------------------------------------------------- the edges
 
 
 @pytest.mark.parametrize("over", [None, [[1.0, 2.0, 1.0]]])
@@ -185,7 +196,8 @@ def test_one_seed_has_no_interval(over):
 def test_equal_values_are_a_point(shape):
     assert interval(np.full(shape, 0.25)) == (0.25, 0.25, 0.25)
     assert interval(np.full(shape, 0.5), over=np.full(shape, 0.25)) == (2, 2, 2)
-    assert p_value(np.full(shape, 0.25)) == 0 and p_value(np.zeros(shape)) == 1 and p_value(np.ones(shape), over=np.ones(shape)) == 1
+    assert p_value(np.full(shape, 0.25)) == 0 and p_value(np.zeros(shape)) == 1
+    assert p_value(np.ones(shape), over=np.ones(shape)) == 1
 
 
 @pytest.mark.filterwarnings("error")
@@ -196,7 +208,10 @@ def test_nan_and_infinity_pass_through():
     assert mean == np.inf and np.isnan(ends).all()
 
 
-@pytest.mark.parametrize(("values", "over"), [([1, 2, 3], None), ([[]], None), ([], None), ([[1, 2]], [[1], [2]]), ([[1, 2]], [1, 2])])
+@pytest.mark.parametrize(
+    ("values", "over"),
+    [([1, 2, 3], None), ([[]], None), ([], None), ([[1, 2]], [[1], [2]]), ([[1, 2]], [1, 2])],
+)
 def test_what_is_no_table_is_refused(values, over):
     with pytest.raises(ValueError, match="table|shape"):
         interval(values, over)
@@ -204,7 +219,7 @@ def test_what_is_no_table_is_refused(values, over):
         p_value(values, over)
 
 
-# ----------------------------------------------------------------------------------------------------- many comparisons
+# --------------------------------------------------------------------------------- many comparisons
 
 
 def test_p_values_and_intervals_agree():
@@ -227,7 +242,7 @@ def test_holm_by_hand():
 
 
 def test_holm_finds_nothing_where_there_is_nothing():
-    """20 comparisons of noise: one that is below 0.05 stands in 64% of tables; after Holm's adjustment in 5%. 4 standard errors: 2%."""
+    """Of 20 comparisons of noise one is below 0.05 in 64% of tables; after Holm's adjustment in 5%, 4 errors: 2%."""
     p = np.random.default_rng(7).uniform(size=(2_000, 20))
     assert np.mean((p < 0.05).any(1)) > 0.6
     assert np.mean([(holm(row) < 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.02)
@@ -235,6 +250,8 @@ def test_holm_finds_nothing_where_there_is_nothing():
 
 def test_notes_and_texts():
     assert chance_note(24) == "Of these 24 intervals at 95%, about 1 would miss the true value by chance alone."
-    assert "about 3 would" in chance_note(66) and "about 0.4 would" in chance_note(8) and "about 1 would" in chance_note(20)
-    assert written((0.25, 0.2, 0.314)) == "0.25 [0.20, 0.31]" and written((1.5, -1, 4), "{:+.1f}") == "+1.5 [-1.0, +4.0]"
+    notes = {8: "about 0.4 would", 20: "about 1 would", 66: "about 3 would"}
+    assert all(words in chance_note(n) for n, words in notes.items())
+    assert written((0.25, 0.2, 0.314)) == "0.25 [0.20, 0.31]"
+    assert written((1.5, -1, 4), "{:+.1f}") == "+1.5 [-1.0, +4.0]"
     assert written((0.25, np.nan, np.nan)) == "0.25 (no interval)" and written((np.nan,) * 3) == ""
