@@ -524,6 +524,17 @@ def test_shared_beginnings_change_nothing_and_save_work(char_lm):
     assert counter.tokens == 3 * 39 + 6 * 4 + decoding
 
 
+def test_of_a_prompt_only_the_last_logits_are_computed(char_lm):
+    model, tokenizer = char_lm
+    computed = []
+    hook = model.lm_head.register_forward_hook(lambda module, arguments, output: computed.append(tuple(output.shape[:-1])))
+    try:
+        generate(LocalEngine(model, tokenizer), ["abcdefgh" * 5 + text for text in ("a", "bc", "def")], share="xxx", max_tokens=4)
+    finally:
+        hook.remove()
+    assert computed == [(1, 1)] + [(3, 1)] * (len(computed) - 1)
+
+
 def test_equal_prompts_share_without_labels(char_lm):
     model, tokenizer = char_lm
     prompt = "abcdefgh" * 5

@@ -13,10 +13,10 @@ class Completion:
     temperature (at 1 when that is 0), before top-p cuts the tail. An engine that sees no tokens (an endpoint) leaves the three tuples empty.
     """
 
-    text: str  # without the stop string
+    text: str  # without the stop string, and without what the token that completes it holds behind it
     stopped: bool  # False: cut off after max_tokens
     prompt_ids: tuple[int, ...] = ()
-    ids: tuple[int, ...] = ()  # with the token that stopped it, so that a policy can learn to stop
+    ids: tuple[int, ...] = ()  # up to the token that stopped it, which a policy can learn to write so; none if nothing was written
     logprobs: tuple[float, ...] = ()
 
 

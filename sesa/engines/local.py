@@ -18,6 +18,7 @@ some layers see all (Gemma 2 and later) it does not.
 
 import warnings
 from collections.abc import Sequence
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ class LocalEngine:
             raise ValueError("an empty prompt: there is no token to start from")
         common: dict[object, list[int]] = {}
         for row, label in zip(ids, share, strict=True):
-            common[label] = _common_prefix(common.get(label, row), row)
+            common[label] = commonprefix([common.get(label, row), row])
         labels = list(common)
         for label, row in zip(share, ids, strict=True):  # each row must have a token left to feed, for its logits
             common[label] = common[label][: len(row) - 1]
@@ -213,7 +214,7 @@ class LocalEngine:
         return self._forward(rows, *(x.to(rows.mask.device) for x in (tokens, mask, last)))
 
     def _forward(self, rows: Rows, tokens: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Computes new tokens, (rows, new), where `mask` is 1; returns the logits at the places `last`, (rows,): (rows, vocabulary), float32."""
+        """(rows, vocabulary), float32: the logits at the places `last`, (rows,), of new tokens, (rows, new), computed where `mask` is 1."""
         before = rows.mask.sum(1, keepdim=True)
         rows.mask = torch.cat([rows.mask, mask], 1)
         keep = {"logits_to_keep": last[:, None]} if self._keeps else {}  # of a long prompt, all would be a large array
@@ -285,8 +286,8 @@ class LocalEngine:
         return logits
 
     def _stop_tokens(self, stop: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Two of (vocabulary,) bool: the tokens that end a completion, those that contain `stop` and the end of the sequence; and those that
-        may end it where other tokens have begun `stop`, None if there are none."""
+        """Two of (vocabulary,) bool: the tokens that end a completion, those that contain `stop` and the end of the sequence; and those
+        that may end it where other tokens have begun `stop`, None if there are none."""
         if stop not in self._stops:
             size = self.model.get_output_embeddings().weight.shape[0]
             texts = self._pieces.tokens(size)
@@ -294,7 +295,8 @@ class LocalEngine:
             ends, completing = torch.zeros(2, size, dtype=torch.bool)
             ends[: len(texts)] = torch.tensor([stop in text for text in texts])
             # A character that is not ASCII may be several tokens, each of which decodes to U+FFFD.
-            completing[: len(texts)] = torch.tensor([text.startswith(rests) or "\ufffd" in text and not stop.isascii() for text in texts])
+            broken = [not stop.isascii() and "\ufffd" in text for text in texts]
+            completing[: len(texts)] = torch.tensor([text.startswith(rests) for text in texts]) | torch.tensor(broken)
             completing &= ~ends
             if not ends.any() and self._pieces.decode(self._pieces.encode(stop, after=True)) != stop:
                 raise ValueError(f"this tokenizer cannot write the stop string {stop!r}: choose another")
@@ -313,17 +315,12 @@ def _window_and_context(model: PreTrainedModel) -> tuple[int | None, int]:
     context = getattr(config, "max_position_embeddings", None) or 2**31
     if window and window < context and all(slides):
         warnings.warn(
-            f"every layer of this {type(model).__name__} sees {window} tokens (its sliding window), so that is its context here, not {context}: "
-            "lists that fill it start anew",
+            f"every layer of this {type(model).__name__} sees {window} tokens (its sliding window), so that is its context "
+            f"here, not {context}: lists that fill it start anew",
             stacklevel=3,
         )
         context = window
     return window or None, context
-
-
-def _common_prefix(a: list[int], b: list[int]) -> list[int]:
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:n]
 
 
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:

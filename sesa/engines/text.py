@@ -24,7 +24,7 @@ class Pieces:
         self._inside = None if backend is None else _without_added_spaces(backend)
         unknown = getattr(getattr(backend, "model", None), "unk_token", None)
         self._unknown = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(unknown) if unknown else None} - {None}
-        self._encode = lru_cache(4096)(self._encode)  # what a task writes between answers is often the same
+        self._encode = lru_cache(512)(self._encode)  # what a task writes between answers is often the same
 
     def encode(self, text: str, after: bool = False) -> list[int]:
         """The tokens of a text; with `after`, of a text that continues another. Unknown words become the unknown token.
@@ -44,7 +44,9 @@ class Pieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens that stand inside a text, special tokens too."""
-        return self._whole_text(ids) if self._inside is None else self._inside.decode(list(ids), skip_special_tokens=False)
+        if self._inside is None:
+            return self._whole_text(ids)
+        return self._inside.decode(list(ids), skip_special_tokens=False)
 
     def tokens(self, size: int) -> list[str]:
         """The text of each of the first `size` tokens, inside a text; fewer if the tokenizer has fewer."""
@@ -60,7 +62,9 @@ class Pieces:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def _part(self, text: str) -> list[int]:
-        return self._whole(text) if self._inside is None else self._inside.encode(text, add_special_tokens=False).ids
+        if self._inside is None:
+            return self._whole(text)
+        return self._inside.encode(text, add_special_tokens=False).ids
 
 
 def _same(a: str, b: str) -> bool:
@@ -69,12 +73,12 @@ def _same(a: str, b: str) -> bool:
 
 
 def _without_added_spaces(tokenizer: Tokenizer) -> Tokenizer | None:
-    """The same tokenizer, but it adds no space before what it encodes, and drops none from what it decodes; None if it does not anyway."""
-    empty = {"normalizer": normalizers.Sequence([]), "pre_tokenizer": pre_tokenizers.Sequence([]), "decoder": decoders.Sequence([])}
+    """The same tokenizer, but it adds no space before what it encodes, and drops none from what it decodes; None: it does neither."""
     changed = {}
-    for name, part in empty.items():
+    for name, kind in (("normalizer", normalizers), ("pre_tokenizer", pre_tokenizers), ("decoder", decoders)):
         theirs = getattr(tokenizer, name)
         if theirs is not None and (ours := _plain(state := json.loads(theirs.__getstate__()))) != state:
+            part = kind.Sequence([])
             part.__setstate__(json.dumps(ours).encode())
             changed[name] = part
     if not changed:
