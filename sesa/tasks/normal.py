@@ -74,6 +74,7 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (rf"(,?\s*(?:\\text\s*\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z\\{{])(?:and|or){END})\s*)|\\text\{{[^{{}}]*\}}",
      lambda m: ", " if m[1] else m[0]),
     # the modulus
+    (r"\\text\s*\{\s*\(?mod(?:ulo)?\b\s*([^{}()]*)\)?\s*\}", r"mod \1"),
     (r"\\pmod\s*([\dA-Za-z])|\(\s*\\?mod(?:ulo)?\s*([^(){}\\]{1,99}?)\s*\)|\\[bp]?mod\s*\{?([^(){}\\\s,]{1,99})\}?",
      r"\\pmod{\1\2\3}"),
     (START + r"mod(?:ulo)?\s+(\w{1,99})", r"\\pmod{\1}"),
@@ -118,7 +119,7 @@ def _ascii(sign: str) -> str:
         return SIGNS.get(sign, sign)
     plain = unicodedata.normalize("NFKC", sign)
     if unicodedata.decomposition(sign).startswith("<fraction>"):
-        return f" {plain.replace('⁄', '/')}"
+        return " \\frac{%s}{%s}" % tuple(f"{plain}⁄".split("⁄")[:2])
     name = unicodedata.name(plain, "") if len(plain) == 1 else ""
     if greek := re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name):
         name = greek[2].lower().replace("lamda", "lambda")
