@@ -1,6 +1,7 @@
-"""Fingerprints: short digests of what code does, by which a recorded result knows whether it is still of the code that stands now.
+"""Fingerprints: short digests of what code does. A recorded result is stale when its code's fingerprint has changed.
 
-They are the same under every supported Python. Only the standard library is imported: Make asks for them before anything is installed.
+They are the same under every supported Python. Only the standard library is imported: Make asks for them before
+anything is installed.
 """
 
 import ast
@@ -22,15 +23,16 @@ from sesa.runs import ROOT, sha256
 # Modules whose distribution has another name. Not looked up: before the installation there is nothing to look in.
 DISTRIBUTIONS = {
     "PIL": "pillow", "antlr4": "antlr4-python3-runtime", "attr": "attrs", "bs4": "beautifulsoup4",
-    "dateutil": "python-dateutil", "mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "yaml": "pyyaml", "zmq": "pyzmq",
+    "dateutil": "python-dateutil", "mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "yaml": "pyyaml",
+    "zmq": "pyzmq",
 }
 
 
 def fingerprint(files: Iterable[Path], *texts: str) -> str:
     """16 hexadecimal digits that change when the content or the place of a file, or a text, changes.
 
-    A Python file counts by its `essence` and by the pinned versions of what it imports; so no result becomes stale by a better
-    explanation, or by a package that is added for something else.
+    A Python file counts by its `essence` and by the pinned versions of what it imports; so no result becomes stale by
+    a better explanation, or by a package that is added for something else.
     """
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -45,7 +47,7 @@ def fingerprint(files: Iterable[Path], *texts: str) -> str:
 
 
 def sources_behind(code: str) -> set[Path]:
-    """The files of this checkout that Python source uses: modules of `sesa` it imports, theirs in turn, and data files they name."""
+    """The files that Python source uses: modules of `sesa` it imports, what they import, and data files they name."""
     found: set[Path] = set()
     everything = []
     queue = [code]
@@ -77,7 +79,7 @@ def _imported(code: str) -> frozenset[str]:
 
 
 def _pins(modules: Iterable[str]) -> list[str]:
-    """The lines of `requirements.lock` for the packages that these modules belong to; all lines if one belongs to none of them."""
+    """The lines of `requirements.lock` for the packages that these modules come from; all, if one comes from none."""
     lock = ROOT / "requirements.lock"
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     pins = {_normal(re.split(r"[^\w.-]", line)[0]): line for line in lines}
@@ -91,21 +93,21 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# --------------------------------------------------------------------------------------------------- what source does
+# ------------------------------------------------------------------------------------------------ what source does
 
 
 @cache
 def essence(code: str) -> str:
     """What Python source does, as text: the same under every Python version that can read it.
 
-    Comments, docstrings and layout are not in it, nor are the messages of exceptions, assertions and `warnings.warn`. What is
-    printed is: another process may read it.
+    Comments, docstrings and layout are not in it, nor are the messages of exceptions, assertions and `warnings.warn`.
+    What is printed is: another process may read it.
     """
     return _dump(ast.parse(code))
 
 
 def _dump(node: Any, texts: bool = True) -> str:
-    """A syntax tree as text. Not `ast.dump` or `ast.unparse`, whose results differ between versions; `texts`: texts count."""
+    """A syntax tree as text; `ast.dump` and `ast.unparse` differ between versions. `texts`: whether texts count."""
     match node:
         case ast.Constant(value=str()) | ast.JoinedStr() if not texts:
             return "message"
@@ -120,9 +122,10 @@ def _dump(node: Any, texts: bool = True) -> str:
         case ast.Call(func=ast.Attribute(value=ast.Name(id="warnings"), attr="warn")):
             return _with_message(node)
         case ast.AST():
-            fields = {name: getattr(node, name, None) for name in node._fields if name not in ("ctx", "kind", "type_comment")}
+            names = [name for name in node._fields if name not in ("ctx", "kind", "type_comment")]
+            found = {name: getattr(node, name, None) for name in names}
             # What is empty is left out, as newer versions have fields that older ones do not know.
-            said = [f"{name}={_dump(value, texts)}" for name, value in fields.items() if value is not None and value != []]
+            said = [f"{name}={_dump(v, texts)}" for name, v in found.items() if v is not None and v != []]
             return f"{type(node).__name__}({', '.join(said)})"
         case list():
             return f"[{', '.join(_dump(item, texts) for item in node if not _is_idle(item))}]"
@@ -153,18 +156,20 @@ def _is_idle(node: Any) -> bool:
     return isinstance(node, ast.Pass) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-# -------------------------------------------------------------------------------------------- what a function depends on
+# ------------------------------------------------------------------------------------- what a function depends on
 
 
 def code_behind(function: Callable) -> str:
-    """The fingerprint of all that `function` does: its own source, the functions of its notebook that it names, theirs in turn,
-    every module of `sesa` that one of them comes from, with all that it imports, and the pinned versions of other packages.
+    """The fingerprint of all that `function` does.
 
-    Functions that are bound as a default, in a closure or in a `functools.partial` count as code; other values by what they hold.
+    That is its own source, the functions of its notebook that it names and that they name in turn, every module of
+    `sesa` that one of them comes from, with all that it imports, and the pinned versions of other packages.
+    Functions that are bound as a default, in a closure or in a `functools.partial` count as code; other values by
+    what they hold.
 
     Raises:
-        ValueError: it reads a variable of its notebook, or binds an object whose content cannot be told, or its source is not to be
-            found. What a result depends on must be an argument, or records could go stale.
+        ValueError: it reads a variable of its notebook, or binds an object whose content cannot be told, or its
+            source is not to be found. What a result depends on must be an argument, or records could go stale.
     """
     behind = _Behind(function)
     text = behind.tell(function, "it", "compute")
@@ -179,7 +184,8 @@ class _Behind:
     def __init__(self, function: Callable):
         while isinstance(function, partial):
             function = function.func
-        self.own = {"__main__"} | {module for module in [function.__module__] if not _is_ours(module)}  # the notebook's module
+        module = function.__module__ or "__main__"
+        self.own = {"__main__"} if _is_ours(module) else {"__main__", module}  # the notebook's module
         self.sources: set[str] = set()
         self.modules: set[str] = set()
         self.seen: dict[int, Any] = {}
@@ -209,19 +215,22 @@ class _Behind:
             return f"{tell(type(value))} {tell({field.name: getattr(value, field.name) for field in fields(value)})}"
         if _is_ours(type(value).__module__) and hasattr(value, "__dict__"):
             return f"{tell(type(value))} {tell(vars(value))}"
-        raise ValueError(f"{reader} binds `{name}`, a {type(value).__name__} whose content cannot be recorded: make it an argument")
+        kind = type(value).__name__
+        raise ValueError(f"{reader} binds `{name}`, a {kind} whose content cannot be recorded: make it an argument")
 
     def _tell_code(self, value: Any, tell: Callable, reader: str, name: str) -> str:
         if isinstance(value, partial):
             return f"partial({tell(value.func)}, {tell(value.args)}, {tell(value.keywords)})"
-        if isinstance(value, MethodType) or isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType | None):
-            return f"method {value.__name__} of {tell(value.__self__)}"
+        bound_to = value.__self__ if isinstance(value, MethodType | BuiltinFunctionType) else None
+        if not isinstance(bound_to, ModuleType | None):
+            return f"method {value.__name__} of {tell(bound_to)}"
         if isinstance(value, ModuleType):
             return self._tell_module(value.__name__)
         if isinstance(value, FunctionType) and value.__globals__.get("__name__") in self.own:
             text = self._tell_function(value)
         elif isinstance(value, type) and value.__module__ in self.own:
-            raise ValueError(f"{reader} reads the variable `{name}`, a class of the notebook: define it in a module of sesa, or inside")
+            hint = "define it in a module of sesa, or inside"
+            raise ValueError(f"{reader} reads the variable `{name}`, a class of the notebook: {hint}")
         else:
             text = f"{getattr(value, '__qualname__', name)} of {self._tell_module(value.__module__)}"
         return f"{text} around {tell(value.__wrapped__)}" if hasattr(value, "__wrapped__") else text
@@ -242,7 +251,7 @@ class _Behind:
         return f"function({'; '.join(told)})"
 
     def _tell_module(self, module: str | None) -> str:
-        """Its name, and that it counts with its files and pins; one that lies beside the notebooks counts with its source."""
+        """Its name; its files and pins are noted. Of one that lies beside the notebooks its source."""
         file = getattr(sys.modules.get(module or ""), "__file__", None)
         if file and Path(file).parent == ROOT / "notebooks":
             self.sources.add(Path(file).read_text(encoding="utf-8"))
@@ -253,8 +262,9 @@ class _Behind:
 
 
 def _is_code(value: Any) -> bool:
-    """Whether a value is code rather than data: a module, function, method, class, or what a module holds under its own name."""
-    if isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | MethodType | partial | type) or hasattr(value, "__wrapped__"):
+    """Whether a value is code, not data: a module, function, method, class, or what a module holds by its name."""
+    kinds = ModuleType | FunctionType | BuiltinFunctionType | MethodType | partial | type
+    if isinstance(value, kinds) or hasattr(value, "__wrapped__"):
         return True
     module, name = (getattr(value, part, None) for part in ("__module__", "__name__"))
     return isinstance(module, str) and isinstance(name, str) and getattr(sys.modules.get(module), name, None) is value
@@ -269,8 +279,9 @@ def _syntax(function: FunctionType) -> list[ast.AST]:
     try:
         lines, _ = inspect.findsource(function)
     except OSError as e:
-        raise ValueError(f"the source of {function.__name__} is not to be found: define it in a notebook or a file") from e
-    kind = ast.Lambda if function.__name__ == "<lambda>" else ast.FunctionDef | ast.AsyncFunctionDef
+        hint = "define it in a notebook or a file"
+        raise ValueError(f"the source of {function.__name__} is not to be found: {hint}") from e
+    kind = ast.Lambda if function.__code__.co_name == "<lambda>" else ast.FunctionDef | ast.AsyncFunctionDef
 
     def first_line(node: ast.AST) -> int:
         return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
@@ -278,7 +289,8 @@ def _syntax(function: FunctionType) -> list[ast.AST]:
     nodes = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, kind)]
     found = [node for node in nodes if first_line(node) == function.__code__.co_firstlineno]
     if not found:
-        raise ValueError(f"{function.__code__.co_filename} has changed since {function.__name__} was defined: start the kernel again")
+        file = function.__code__.co_filename
+        raise ValueError(f"{file} has changed since {function.__name__} was defined: start the kernel again")
     return found
 
 

@@ -1,10 +1,11 @@
 """Runs the notebooks: parameters from a profile, executed by papermill, finished only when all of it went well.
 
     python -m sesa.notebooks run 01_synthetic_exploration --profile laptop
-    python -m sesa.notebooks stamps laptop        what Make asks: of each notebook a digest of all that it depends on, and if that is done
+    python -m sesa.notebooks stamps laptop        what Make asks: a digest of all that each notebook depends on
 
-A profile is `notebooks/profiles/<name>.yaml`, one section per notebook; the notebook's own `parameters` cell says which keys there are
-and of what type. Only the standard library is imported at the top: Make runs `stamps` before anything is installed.
+A profile is `notebooks/profiles/<name>.yaml`, one section per notebook; the notebook's own `parameters` cell says
+which keys there are and of what type. Only the standard library is imported at the top: Make runs `stamps` before
+anything is installed.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from sesa.runs import ROOT, home
 FOLDER = ROOT / "notebooks"
 PROFILES = FOLDER / "profiles"
 CLAIMS = "10_claims"  # reads what all others leave, so it depends on them
-KERNEL_STARTS = 3  # Jupyter picks a kernel's ports before it has them: of two kernels that start at once, one may find its own taken
+# Jupyter picks a kernel's ports before it has them: of two kernels that start at once, one may find its own taken.
+KERNEL_STARTS = 3
 
 
 class ProfileError(ValueError):
@@ -44,8 +46,9 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """{notebook: {parameter: value}} of a profile, checked against every notebook's `parameters` cell.
 
     Raises:
-        ProfileError: no such profile, no readable YAML, a section that is no notebook, a notebook without its section, an unknown or
-            missing or doubled key, a value of another type. The message names the place and what would be right.
+        ProfileError: no such profile, no readable YAML, a section that is no notebook, a notebook without its
+            section, an unknown or missing or doubled key, a value of another type. The message names the place and
+            what would be right.
     """
     import yaml
 
@@ -78,15 +81,17 @@ def _profile_path(profile: str) -> Path:
     path = PROFILES / f"{profile}.yaml"
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if profile not in known:
-        raise ProfileError(f"there is no profile {profile!r} in notebooks/profiles/: take one of {', '.join(known)}, or copy one to {path.name}")
+        hint = f"take one of {', '.join(known)}, or copy one to {path.name}"
+        raise ProfileError(f"there is no profile {profile!r} in notebooks/profiles/: {hint}")
     return path
 
 
 def _text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its mark, as Windows editors save it; lines end with a line feed."""
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as Windows editors save it; lines end with "\\n"."""
     content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+        text = content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as e:
         raise ProfileError(f"{path.name} is not UTF-8 text ({e}): save it as UTF-8") from e
     if "\0" in text:
@@ -95,18 +100,20 @@ def _text(path: Path) -> str:
 
 
 def parameters_cell(notebook: str) -> dict[str, Any]:
-    """The parameters of a notebook and their defaults: the literals in its cell tagged `parameters`, without `profile`."""
+    """{parameter: default} of a notebook: the literals in its cell tagged `parameters`, without `profile`."""
     for cell in _cells(notebook):
         if "parameters" in cell["metadata"].get("tags", []):
             body = ast.parse("".join(cell["source"])).body
-            return {s.targets[0].id: ast.literal_eval(s.value) for s in body if isinstance(s, ast.Assign) and s.targets[0].id != "profile"}
+            values = {s.targets[0].id: ast.literal_eval(s.value) for s in body if isinstance(s, ast.Assign)}
+            return {name: value for name, value in values.items() if name != "profile"}
     raise ProfileError(f"notebooks/{notebook}.ipynb has no cell tagged `parameters`")
 
 
 def _same_keys(place: str, what: str, given: set, expected: set) -> None:
     unknown, missing = sorted(map(str, given - expected)), sorted(expected - given)
     if unknown:
-        raise ProfileError(f"{place}: unknown {what} {', '.join(unknown)}; there are {', '.join(sorted(expected)) or 'none'}")
+        there_are = ", ".join(sorted(expected)) or "none"
+        raise ProfileError(f"{place}: unknown {what} {', '.join(unknown)}; there are {there_are}")
     if missing:
         raise ProfileError(f"{place}: {what} {', '.join(missing)} is missing")
 
@@ -127,8 +134,8 @@ def _checked(place: str, given: dict[str, Any], defaults: dict[str, Any]) -> dic
 def _check_value(place: str, name: str, value: Any, default: Any) -> None:
     """Refuses, at any depth, a value of another kind than the default's, NaN, infinity, and a key that is a typo.
 
-    Inside a dictionary keys may be added and left out, as it holds options or a row per name, and a value may be null: what they mean
-    is checked where they are used.
+    Inside a dictionary keys may be added and left out, as it holds options or a row per name, and a value may be
+    null: what they mean is checked where they are used.
     """
     if default is not None and not _same_type(value, default):
         raise ProfileError(f"{place}: {name} must be of the kind of {default!r}, not {value!r}")
@@ -157,7 +164,7 @@ def _same_type(value: Any, default: Any) -> bool:
 
 
 def stamps(profile: str) -> dict[str, str]:
-    """{notebook: fingerprint} of all that a run depends on: notebook, its profile section, code, data, and the pinned versions.
+    """{notebook: fingerprint} of all that a run depends on: notebook, profile section, code, data, pinned versions.
 
     A finished run leaves the file that `stamp` names; Make compares names, not times.
     """
@@ -165,7 +172,8 @@ def stamps(profile: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for notebook in names():
         cells = _cells(notebook)
-        # What the section says, without reading YAML: from its name to the next line that is not indented. All, if it is not plain.
+        # What the section says, without reading YAML: from its name to the next line that is not indented. If it is not
+        # plain, all.
         section = re.search(rf"^{notebook}:.*\n(?:[ \t#].*\n|\n)*", text + "\n", re.MULTILINE)
         try:
             files = sources_behind(_code(cells)) | {ROOT / "requirements.lock", ROOT / "sesa" / "notebooks.py"}
@@ -206,10 +214,12 @@ def _code(cells: list[dict]) -> str:
 
 
 def run(notebook: str, profile: str, redraw: bool = False) -> Path:
-    """Executes a notebook at a profile; its figures go to `figures/<profile>/`, and so does the notebook when all of it went well.
+    """Executes a notebook at a profile.
+
+    Its figures go to `figures/<profile>/`, and so does the executed notebook when all of it went well.
 
     Args:
-        redraw: no experiment is run; results recorded before are drawn anew, and the executed notebook stays in `runs/`.
+        redraw: no experiment is run; recorded results are plotted again, and the executed notebook stays in `runs/`.
 
     Returns:
         the executed notebook.
@@ -232,16 +242,20 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
     partial, failed = folder / f".{notebook}.{os.getpid()}.ipynb", folder / f"{notebook}.failed.ipynb"
     environment = dict(os.environ)
     os.environ |= {"SESA_BATCH": "1"} | ({"SESA_REDRAW": "1"} if redraw else {})
-    os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # with another, the notebook would hold no figures
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # the kernel of this environment, before one of the same name in the user's folder
+    # With another backend the notebook would hold no figures.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    # The kernel of this environment, before one of the same name in the user's folder.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     # This checkout's code, also where several checkouts share one environment.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         Retrying(
-            # What Jupyter raises of a kernel that did not come up, and nothing else: one that dies later is a DeadKernelError.
+            # What Jupyter raises of a kernel that did not come up; one that dies later is a DeadKernelError.
             retry=retry_if_exception(lambda e: type(e) is RuntimeError),
             stop=stop_after_attempt(KERNEL_STARTS),
-            before_sleep=lambda state: print(f"{notebook}: {state.outcome.exception()}; starting its kernel again", file=sys.stderr),
+            before_sleep=lambda state: print(
+                f"{notebook}: {state.outcome.exception()}; starting its kernel again", file=sys.stderr
+            ),
             reraise=True,
         )(
             papermill.execute_notebook,
@@ -272,7 +286,7 @@ def run(notebook: str, profile: str, redraw: bool = False) -> Path:
 
 
 def _without_progress(path: Path) -> None:
-    """Takes out what went to stderr while the notebook ran: lines of progress, which say nothing to a reader of the results."""
+    """Takes out what went to stderr while the notebook ran: lines of progress, which say nothing about results."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
@@ -286,7 +300,8 @@ class NotebookError(RuntimeError):
     def __init__(self, notebook: str, e: Any, failed: Path):
         if hasattr(e, "ename"):
             cell = "".join(e.source).strip()
-            what = f"failed: {e.ename}: {e.evalue}\n\nin cell [{e.exec_count}]:\n\n    " + "\n    ".join(cell.splitlines())
+            indented = "\n    ".join(cell.splitlines())
+            what = f"failed: {e.ename}: {e.evalue}\n\nin cell [{e.exec_count}]:\n\n    {indented}"
         else:
             what = f"could not go on: {e} (if something killed its process: is there enough memory?)"
         super().__init__(f"notebook {notebook} {what}\n\nAll up to it: {failed}")
@@ -299,8 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("notebook", help="e.g. 01_synthetic_exploration")
     one.add_argument("--profile", default="laptop", help="a file of notebooks/profiles/ (default: laptop)")
     one.add_argument("--redraw", action="store_true", help="draw recorded results anew; run no experiment")
-    one.add_argument("--stamp", metavar="DIGEST", help="note when done that this was run, and forget what was noted of the notebook")
-    listed = commands.add_parser("stamps", help="print NOTEBOOK.DIGEST of each notebook at a profile, with .done if that was run")
+    one.add_argument("--stamp", metavar="DIGEST", help="note that this was run, in place of what was noted")
+    listed = commands.add_parser("stamps", help="print NOTEBOOK.DIGEST of each notebook, with .done if that was run")
     listed.add_argument("profile")
     args = parser.parse_args(arguments)
     try:

@@ -4,9 +4,9 @@ A notebook's experiment is one call,
 
     table = recorded("01_synthetic_exploration", "laptop", "draws", draw_all, [{"seed": 0}, {"seed": 1}], maps=4)
 
-which calls `draw_all(seed=0, maps=4)` and so on, writes each piece to `runs/<profile>/<notebook>/` as soon as it is there, and returns
-all of them as one table. A piece that is there already, made by the same code from the same arguments, is read, not redone; so an
-interrupted run resumes.
+which calls `draw_all(seed=0, maps=4)` and so on, writes each piece to `runs/<profile>/<notebook>/` as soon as it is
+there, and returns all of them as one table. A piece that is there already, made by the same code from the same
+arguments, is read, not redone; so an interrupted run resumes.
 """
 
 import hashlib
@@ -30,7 +30,6 @@ class RecordError(RuntimeError):
     """A recorded result is needed, and is missing or cannot be made."""
 
 
-
 def recorded(
     notebook: str,
     profile: str,
@@ -40,16 +39,19 @@ def recorded(
     jobs: int = 1,
     **common: Any,
 ):
-    """The table of an experiment: `compute(**piece, **common)` of every piece, one below the other, with a column per key of a piece.
+    """The table of an experiment: `compute(**piece, **common)` of every piece, one below the other.
 
-    Each piece is written to `runs/<profile>/<notebook>/<name>-<piece>.csv` when it ends, its manifest (.json) last. A piece whose
-    manifest names the same code and arguments is read, not computed again. The whole table goes to `figures/<profile>/records/`,
-    which is committed. With the environment variable SESA_REDRAW set nothing is computed, and where pieces are missing the committed
-    table serves. Texts and numbers come back as they were; what is missing (None, NaN) comes back as missing.
+    The keys of a piece are its first columns.
+    Each piece is written to `runs/<profile>/<notebook>/<name>-<piece>.csv` when it ends, its manifest (.json) last. A
+    piece whose manifest names the same code and arguments is read, not computed again. The whole table goes to
+    `figures/<profile>/records/`, which is committed. With the environment variable SESA_REDRAW set nothing is
+    computed, and where pieces are missing the committed table serves. Texts and numbers come back as they were; what
+    is missing (None, NaN) comes back as missing.
 
     Args:
         compute: returns a pandas DataFrame; reads no variable of the notebook; its arguments are values of JSON.
-        pieces: the arguments in which the pieces differ, e.g. [{"seed": 0}, {"seed": 1}]; each piece is recorded on its own.
+        pieces: the arguments in which the pieces differ, e.g. [{"seed": 0}, {"seed": 1}]; each piece is recorded on
+            its own.
         jobs: processes that compute pieces side by side; pieces end, and are saved, in any order.
         common: the arguments that all pieces have alike.
 
@@ -70,9 +72,11 @@ def recorded(
             raise RecordError(f"no recorded result {published}: run `make reproduce PROFILE={profile}` first")
         known = json.loads(published.with_suffix(".json").read_text(encoding="utf-8"))
         if [{**m["inputs"], "code": code} for m in known] != inputs:
-            raise RecordError(f"{published} was recorded with other parameters: run `make reproduce PROFILE={profile}` first")
+            hint = f"run `make reproduce PROFILE={profile}` first"
+            raise RecordError(f"{published} was recorded with other parameters: {hint}")
         if others := {m["commit"] for m in known if m["inputs"]["code"] != code}:
-            print(f"{published.name}: drawn from results of other code, of commit {', '.join(sorted(map(str, others)))}")
+            commits = ", ".join(sorted(map(str, others)))
+            print(f"{published.name}: drawn from results of other code, of commit {commits}")
         return read_table(published)
 
     with progress(len(pieces), name) as bar:
@@ -81,9 +85,9 @@ def recorded(
             for column, value in reversed(pieces[i].items()):
                 table.insert(0, column, pd.Series([value] * len(table), index=table.index, dtype=object))
             content = to_csv(table).encode("utf-8")
-            manifest = {"inputs": inputs[i], "sha256": hashlib.sha256(content).hexdigest(), "seconds": round(seconds, 1), **origin()}
+            made = {"sha256": hashlib.sha256(content).hexdigest(), "seconds": round(seconds, 1), **origin()}
             write_atomic(paths[i], content)
-            write_atomic(paths[i].with_suffix(".json"), json.dumps(manifest, indent=1) + "\n")
+            write_atomic(paths[i].with_suffix(".json"), json.dumps({"inputs": inputs[i], **made}, indent=1) + "\n")
             bar.set_postfix_str(f"{paths[i].stem} took {seconds:.0f} s")
             bar.update()
     write_atomic(published, to_csv(pd.concat(map(read_table, paths), ignore_index=True)))
@@ -93,7 +97,7 @@ def recorded(
 
 
 def _file_name(name: str, piece: dict[str, Any]) -> str:
-    """Readable, and of this piece alone: what a value holds that no file name can, and all that is long, is in the digits."""
+    """Readable, and of this piece alone: its digits are of all that the piece holds."""
     readable = "-".join([name, *(f"{key}{value}" for key, value in piece.items())])
     return f"{re.sub('[^A-Za-z0-9_.+-]+', '_', readable)[:80]}-{hash_of(piece)}.csv"
 
@@ -125,7 +129,8 @@ def _timed(number: int, compute: Callable, arguments: dict) -> tuple[int, Any, f
 def to_csv(table) -> str:
     """A pandas table as CSV that `read_table` reads back with the same values: texts as texts, numbers to the last bit.
 
-    A column that CSV cannot give back as it is ("", "007", "True", 1 beside "1", a list) is written as JSON, and its name says so.
+    A column that CSV cannot give back as it is ("", "007", "True", 1 beside "1", a list) is written as JSON, and its
+    name says so.
     """
     written = table.astype({column: "float64" for column in table.select_dtypes("floating").columns})
     for column in written.columns:
@@ -176,7 +181,9 @@ def _is_same(ours: Any, theirs: Any) -> bool:
 def _kind(value: Any) -> type | None:
     import numpy as np
 
-    return bool if isinstance(value, np.bool_) else next((kind for kind in (str, bool, Number) if isinstance(value, kind)), None)
+    if isinstance(value, np.bool_):
+        return bool
+    return next((kind for kind in (str, bool, Number) if isinstance(value, kind)), None)
 
 
 def _is_missing(value: Any) -> bool:

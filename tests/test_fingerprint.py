@@ -527,6 +527,13 @@ def decorated(seed):
     return seed
 
 
+wrapped = functools.wraps(add)(lambda x: add(x) * 4)
+
+
+def of_a_lambda_with_another_name(seed):
+    return wrapped(seed)
+
+
 def of_an_array(seed, x=np.arange(5000)):
     return x[seed]
 
@@ -567,6 +574,8 @@ def of_a_method_of_a_generator(seed):
         ("of_a_partial_named", "x + 1", "x + 9"),
         ("decorated", "2 * f", "9 * f"),
         ("decorated", "return seed\n", "return -seed\n"),
+        ("of_a_lambda_with_another_name", "add(x) * 4", "add(x) * 9"),
+        ("of_a_lambda_with_another_name", "x + 1", "x + 9"),
         ("of_an_array", "np.arange(5000)", "np.concatenate([np.arange(4999), [9]])"),
         ("of_a_set", '"c"}', '"d"}'),
         ("of_an_alias", "from math import sqrt as root", "from math import cbrt as root"),
