@@ -69,8 +69,8 @@ lock:  ## write requirements.lock anew from pyproject.toml with the newest versi
 	runs/lock/bin/pip freeze --exclude sesa | sed 's/+cpu$$//' > requirements.lock
 	rm -rf runs/lock build
 
-readme: $(READY)  ## write the claims and the benchmark of figures/laptop/ into README.md (for maintainers)
-	$(RUN) -m sesa.claims
+readme: $(READY)  ## write the study's claims, with laptop's beside, and laptop's benchmark into README.md (for maintainers)
+	$(RUN) -m sesa.readme
 	$(RUN) benchmarks/bench.py --readme
 
 clean:  ## remove the environment, all runs, and figures that git does not keep

@@ -26,11 +26,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sesa import figures, sampling
 from sesa.arms import Training
-from sesa.claims import with_section
 from sesa.engines import Completion
 from sesa.engines.local import LocalEngine
 from sesa.intervals import interval
 from sesa.models import tiny_lm, word_tokenizer
+from sesa.readme import with_section
 from sesa.runs import ROOT, write_atomic
 from sesa.sampling import Sampling
 from sesa.tasks.paths import PathTask

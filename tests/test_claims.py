@@ -16,7 +16,6 @@ from sesa.arms import ADDITIONS, SAMPLERS
 from sesa.claims import (
     MEASURED,
     capped,
-    claims_markdown,
     claims_table,
     headline,
     judged,
@@ -29,10 +28,10 @@ from sesa.claims import (
     save_claims,
     shares,
     verdict,
-    with_claims,
 )
 from sesa.figures import ARM_COLOUR
 from sesa.intervals import chance_note, interval, written
+from sesa.readme import claims_markdown, with_claims
 from sesa.runs import DataError
 
 PAPER = {  # id: baseline, value, kind, effect, as the notes on the paper say
