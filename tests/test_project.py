@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from benchmarks.bench import markdown
 from sesa.claims import read
+from sesa.intervals import interval
 from sesa.notebooks import load_profile
 from sesa.readme import with_claims, with_section
 
@@ -189,7 +190,7 @@ def test_the_readme_says_what_the_committed_claims_say():
 
 def test_the_readmes_numbers_of_training_are_those_of_the_study():
     """"pass@1 / pass@16" of each arm that a row of its table names, and of the recovery below it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("In plain words, of reinforcement learning")[1].split("Of training on tasks")[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Reinforcement learning**, from")[1].split("**Training on tasks**")[0]
     table, below = text.rsplit("|\n", 1)
     ablation, branches = (pd.read_csv(ROOT / "figures" / "study" / f"06_{name}.csv").set_index("arm") for name in ("ablation", "branches"))
 
@@ -201,19 +202,44 @@ def test_the_readmes_numbers_of_training_are_those_of_the_study():
     assert len(named) == 7 and sum(len(arms) for arms, _ in named) == 9
     assert [pairs for _, pairs in named] == [[pair(ablation.loc[arm]) for arm in arms] for arms, _ in named]
     widest, collapsed = branches.loc["sequential+replay+unique+distill"], ablation.loc["parallel"]
-    assert f"({pair(collapsed)} to {pair(widest)}; the ratio from {collapsed['ratio mean']:.2f} to {widest['ratio mean']:.2f}," in below
+    assert f"({pair(collapsed)} to {pair(widest)}; the ratio from {collapsed['ratio mean']:.2f} to {widest['ratio mean']:.2f})," in below
     assert f"a plain KL term among them ({pair(branches.loc['parallel+kl'])})" in below
-    (factor,) = (
-        r["effect"]
-        for r in read(ROOT / "figures" / "laptop" / "claims.csv").to_dict("records")
-        if r["id"] == "recovery" and r["our_arm"] == "sequential+replay+unique+distill"
-    )
-    assert f"(the widest arm's factor is {factor:.1f} there, {widest['ratio mean'] / collapsed['ratio mean']:.1f} in the study)" in below
+
+
+def differ(profile: str, name: str, arm: str, over: str, column: str) -> str:
+    """Arm minus over on the same seeds and problems, from a record: "+0.21 [0.11, 0.32]", or with signs where it contains 0."""
+    tables = []
+    for what in (arm, over):
+        where = "06_born" if what == "born" else name
+        table = pd.read_csv(ROOT / "figures" / profile / "records" / f"{where}.csv")
+        table = table if what == "born" else table[table["arm"] == what]
+        tables.append(table.pivot(index="seed", columns="map" if "map" in table else "problem", values=column))
+    mean, low, high = interval(tables[0] - tables[1])
+    return f"{mean:+.2f} [{low:.2f}, {high:.2f}]" if low > 0 else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+@pytest.mark.parametrize(
+    ("profile", "record", "arm", "over", "column"),
+    [
+        ("study", "06_policies", "parallel", "born", "pass@1"),
+        ("study", "06_policies", "parallel", "born", "pass@16"),
+        ("study", "06_policies", "sequential+replay+distill", "parallel+kl", "pass@1"),
+        ("study", "06_policies", "sequential+replay+unique+distill", "parallel+kl", "pass@16"),
+        ("study", "06_policies", "sequential", "parallel", "pass@1"),
+        ("laptop", "06_policies", "sequential", "parallel", "pass@1"),
+        ("study", "03_held_out", "sesa", "parallel", "pass@1"),
+        ("study", "03_held_out", "sesa", "parallel+kl", "pass@1"),
+        ("study", "03_held_out", "sesa", "iid_sketches", "pass@1"),
+        ("study", "04_held_out", "sesa", "parallel", "pass@1"),
+    ],
+)
+def test_the_readmes_differences_are_those_of_the_records(profile, record, arm, over, column):
+    assert differ(profile, record, arm, over, column) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readmes_numbers_of_tasks_are_those_of_the_study():
     """"pass@1 / pass@k" of each arm and task in its table."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("Of training on tasks")[1].split("\n\n- ")[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Training on tasks**")[1].split("\n\n- ")[0]
     records = ROOT / "figures" / "study" / "records"
     means = []
     for name, k in (("03_{}", 16), ("04_{}", 32), ("05_{}_countdown", 16)):
@@ -229,28 +255,32 @@ def test_the_readmes_numbers_of_tasks_are_those_of_the_study():
 
 
 def test_the_readmes_numbers_of_sketches_are_those_of_the_study():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("Of sketches, by the studies")[1].split("Of sampling alone")[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Sketches**, from the studies")[1].split("**Sampling alone.**")[0]
     study = ROOT / "figures" / "study"
     gains = pd.read_csv(study / "02_gain.csv").groupby(["where", "equal"])[["mean", "low", "high"]]
     best = {key: part.loc[part["mean"].idxmax()] for key, part in gains}
     half, one, hot = (best[f"temperature {t}", "rollouts"] for t in ("0.5", "1", "1.5"))
     fewer = [best[f"temperature {t}", "tokens"]["mean"] for t in ("0.5", "1")]
-    assert f"is {half['mean']:.2f} [{half['low']:.2f}, {half['high']:.2f}] above parallel sampling at temperature 0.5, {one['mean']:.2f} at 1, nothing at" in text
-    assert "at equal tokens {:.2f} and {:.2f}".format(*fewer) in text and hot["low"] < 0
+    assert f"is {half['mean']:.2f} [{half['low']:.2f}, {half['high']:.2f}] above parallel sampling at temperature 0.5 and {one['mean']:.2f} at 1;" in text
+    assert "at equal tokens {:.2f} and {:.2f}".format(*fewer) in text and hot["mean"] < 0
+    table = pd.read_csv(study / "02_gain.csv")
+    lost = table[(table["where"] == "temperature 1.5") & (table["equal"] == "rollouts") & (table["length"] == 2)].set_index("size").loc[32]
+    assert f"{-lost['mean']:.2f} [{-lost['high']:.2f}, {-lost['low']:.2f}] below with the same group size and sketches of length 2" in text
     assert pd.read_csv(study / "02_training_gain.csv")["mean"].max() < 0  # "no group size and no length ends above"
     ratios = pd.read_csv(study / "07_prediction.csv")["off"]
     assert f"within 25% on all {len(ratios)} measured ratios" in text and ratios.max() <= 0.25
     rows = {key: part.to_dict("records") for key, part in read(study / "claims.csv").groupby("id")}
     cost = [r["effect"] for r in rows["open-cost"]]
-    assert f"x{max(cost):.1f} to x{min(cost):.1f} of parallel sampling's seconds" in text
+    assert f"x{max(cost):.2f} to x{min(cost):.2f} of parallel sampling's seconds" in text
     cold, warm = ([r["effect"] for r in rows["open-cost-equal-quality"] if f"temperature {t}" in r["setting"]] for t in ("0.5", "1.0"))
-    assert f"lists take x{min(warm):.2f} to x{max(warm):.2f} of its seconds" in text and f"at 0.5 lists are (x{min(cold):.2f} to x{max(cold):.2f})" in text
+    assert f"lists of 8 take x{min(warm):.2f} to x{max(warm):.2f} of its seconds for 40 places" in text
+    assert f"At 0.5 lists of 8 are cheaper for 8 places (x{min(cold):.2f} to x{max(cold):.2f})" in text
     (failing,), oracle = rows["open-failing-sketches"], [r["effect"] for r in rows["open-oracle-sketches"]]
     assert f"({failing['baseline']:.2f} to {failing['value']:.2f} of groups succeed" in text
     assert f"without repetition add {min(oracle):.2f} to {max(oracle):.2f} to" in text
     means = pd.read_csv(study / "08_conditions.csv").set_index(["task", "condition"])["any mean"].loc["countdown"]
     wrong = means["another problem's"]
-    assert f"(Countdown: {wrong:.2f}, {means.loc['no sketch']:.2f} without any)" in text
+    assert f"worse than none ({wrong:.2f}, {means.loc['no sketch']:.2f} without any)" in text
     for question in ("diversity", "quality"):
         (r,) = rows[f"open-no-verifier-{question}"]
         assert f"({r['effect']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" in text
