@@ -79,15 +79,15 @@ def logits_at(model: PreTrainedModel, ids: torch.Tensor, where: torch.Tensor) ->
     No others are computed where the model can leave them out, as all causal LMs of transformers can: a vocabulary is large.
     """
     with autocast(model):
-        if keeps_logits(model):
+        if takes(model, "logits_to_keep"):
             return model(input_ids=ids, use_cache=False, logits_to_keep=where).logits.float()
         return model(input_ids=ids, use_cache=False).logits[where].float()
 
 
-def keeps_logits(model: PreTrainedModel) -> bool:
-    """Whether the model's forward takes `logits_to_keep`."""
+def takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward takes an argument of this name."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA adapter
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    return argument in inspect.signature(type(model).forward).parameters
 
 
 def packed_logprobs(model: PreTrainedModel, sequences: Sequence[Packed], temperature: float = 1.0) -> TokenScores:

@@ -14,8 +14,18 @@ from transformers import (
     Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -118,7 +128,16 @@ EVERY_LAYER = {
 SOME_LAYERS = {
     "gemma2": lambda n, **o: small(Gemma2ForCausalLM, Gemma2Config, n, head_dim=8, **o),
     "qwen2": lambda n, **o: small(Qwen2ForCausalLM, Qwen2Config, n, use_sliding_window=True, max_window_layers=1, **o),
-}
+    # Of a like kind: a chunk, a window by another name, and places counted from the columns.
+    "llama4": lambda n, sliding_window: small(
+        Llama4ForCausalLM, Llama4TextConfig, n, attention_chunk_size=sliding_window, head_dim=8, intermediate_size_mlp=64,
+        num_local_experts=2, initializer_range=0.1,
+    ),
+    "gpt_neo": lambda n, sliding_window: small(
+        GPTNeoForCausalLM, GPTNeoConfig, n, window_size=sliding_window, attention_types=[[["global", "local"], 1]],
+    ),
+    "mpt": lambda n, sliding_window: small(MptForCausalLM, MptConfig, n, d_model=32, n_heads=4, n_layers=2, max_seq_len=512),
+}  # fmt: skip
 
 
 class Letters:
@@ -177,6 +196,15 @@ def test_a_window_of_some_layers_only_is_gone_beyond(family, max_batch, char_lm,
             with torch.no_grad():
                 np.testing.assert_allclose(c.logprobs, reference(model, c.prompt_ids, c.ids), atol=1e-4)
     assert not [w for w in recwarn if "window" in str(w.message)]
+
+
+@pytest.mark.parametrize("model_class,config_class,options", [
+    (MambaForCausalLM, MambaConfig, {}),
+    (Lfm2ForCausalLM, Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
+])  # fmt: skip
+def test_a_model_with_a_state_is_refused(model_class, config_class, options, char_lm):
+    with pytest.raises(ValueError, match=f"{model_class.__name__} has layers with a state, which cannot be cut back"):
+        LocalEngine(small(model_class, config_class, len(char_lm[1]), **options), char_lm[1])
 
 
 def test_a_window_that_is_not_used_is_none(char_lm, recwarn):

@@ -16,7 +16,6 @@ A sliding window limits the context where every layer has one: there a list that
 some layers see all (Gemma 2 and later) it does not.
 """
 
-import warnings
 from collections.abc import Sequence
 from os.path import commonprefix
 
@@ -25,23 +24,23 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from sesa.engines import Completion
-from sesa.engines.rows import Rows
+from sesa.engines.rows import Rows, layout
 from sesa.engines.text import Pieces
-from sesa.packing import autocast, keeps_logits
+from sesa.packing import autocast, takes
 
 
 class LocalEngine:
     """`generate` over a model in this process; see `sesa.engines.Engine`.
 
-    max_batch: rows computed at once; lower it when memory runs out.
+    max_batch: rows computed at once; lower it when memory runs out. ValueError: see `sesa.engines.rows.layout`.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 512):
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self._kept: list[Rows] = []  # of the last call, a chunk each
         self._weights = None
-        self._pieces, self._keeps = Pieces(tokenizer), keeps_logits(model)
-        self._window, self._context = _window_and_context(model)
+        self._pieces, self._keeps = Pieces(tokenizer), takes(model, "logits_to_keep")
+        self._gapless, self._context = layout(model)
         ends = getattr(model.generation_config, "eos_token_id", None)
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}  # the end of a sequence, or of a turn
         self._stops: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
@@ -198,19 +197,18 @@ class LocalEngine:
     def _feed(self, rows: Rows) -> torch.Tensor:
         """Computes all tokens not in the cache yet; returns the logits after each row's last token, (rows, vocabulary), float32."""
         width = max(len(ids) - fed for ids, fed in zip(rows.ids, rows.fed, strict=True))
-        if self._window:
-            # transformers counts the columns in a window, gaps among them. So there are none between the tokens of a row: all rows
-            # feed as many, some of them again, and shorter ones are padded on the left.
+        if self._gapless:
+            # All rows feed as many tokens, some of them again, and shorter ones are padded on the left.
             rows.cut([max(0, min(fed, len(ids) - width)) for ids, fed in zip(rows.ids, rows.fed, strict=True)], contiguous=True)
         new = [ids[fed:] for ids, fed in zip(rows.ids, rows.fed, strict=True)]
         tokens = torch.zeros(len(new), width, dtype=torch.long)
         mask = torch.zeros_like(tokens)
         for r, row in enumerate(new):
-            place = slice(width - len(row), width) if self._window else slice(len(row))
+            place = slice(width - len(row), width) if self._gapless else slice(len(row))
             tokens[r, place] = torch.tensor(row, dtype=torch.long)
             mask[r, place] = 1
         rows.fed = [len(ids) for ids in rows.ids]
-        last = torch.full((len(new),), width - 1) if self._window else mask.sum(1).sub(1).clamp(min=0)
+        last = torch.full((len(new),), width - 1) if self._gapless else mask.sum(1).sub(1).clamp(min=0)
         return self._forward(rows, *(x.to(rows.mask.device) for x in (tokens, mask, last)))
 
     def _forward(self, rows: Rows, tokens: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -304,23 +302,6 @@ class LocalEngine:
             parts = completing.to(self.model.device) if completing.any() else None
             self._stops[stop] = ends.to(self.model.device), parts
         return self._stops[stop]
-
-
-def _window_and_context(model: PreTrainedModel) -> tuple[int | None, int]:
-    """The sliding window of the model, None if no layer has one, and the most tokens that a row may have."""
-    config = model.config.get_text_config()
-    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
-    slides = ["sliding" in layer for layer in layers]
-    window = getattr(config, "sliding_window", None) if any(slides) and getattr(config, "use_sliding_window", True) else None
-    context = getattr(config, "max_position_embeddings", None) or 2**31
-    if window and window < context and all(slides):
-        warnings.warn(
-            f"every layer of this {type(model).__name__} sees {window} tokens (its sliding window), so that is its context "
-            f"here, not {context}: lists that fill it start anew",
-            stacklevel=3,
-        )
-        context = window
-    return window or None, context
 
 
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:

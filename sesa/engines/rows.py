@@ -1,10 +1,13 @@
-"""What `sesa.engines.local` keeps between calls: sequences that grow side by side, and their key-value cache."""
+"""What `sesa.engines.local` keeps between calls: sequences that grow side by side, and their key-value cache; and how a model wants them laid."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
+
+from sesa.packing import takes
 
 
 @dataclass
@@ -54,3 +57,33 @@ class Rows:
         """The characters and tokens, up to a mark, with which both this row and the prompt begin; and the row."""
         text = self.texts[row]
         return next(((*mark, row) for mark in reversed(self.marks[row]) if prompt.startswith(text[: mark[0]])), (0, 0, row))
+
+
+def layout(model: PreTrainedModel) -> tuple[bool, int]:
+    """(whether no gap may stand between the tokens of a row, the most tokens that a row may have).
+
+    Layers that see a window or a chunk only count the columns of the cache, gaps among them; so do models that are
+    not told the places of tokens (MPT).
+
+    Raises:
+        ValueError: some layers keep a state instead of keys and values (Mamba, LFM2, Qwen3-Next), which cannot be
+            cut back.
+    """
+    config, name = model.config.get_text_config(), type(model).__name__
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if getattr(model, "_is_stateful", False) or {"conv", "linear_attention", "hybrid", "hybrid_sliding"} & {*layers}:
+        raise ValueError(f"{name} has layers with a state, which cannot be cut back: take a model with attention in all")
+    slides = ["sliding" in layer for layer in layers]
+    used = any(slides) and getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if used else None
+    context = getattr(config, "max_position_embeddings", None) or 2**31
+    parts = (window, getattr(config, "attention_chunk_size", None), getattr(config, "window_size", None))  # Llama 4, GPT-Neo
+    gapless = any(parts) or not takes(model, "position_ids")
+    if window and window < context and all(slides):
+        warnings.warn(
+            f"every layer of this {name} sees {window} tokens (its sliding window), so that is its context here, not "
+            f"{context}: lists that fill it start anew",
+            stacklevel=3,
+        )
+        context = window
+    return gapless, context
