@@ -1,6 +1,6 @@
 """What every run needs: seeds, files that are whole or absent, where a result came from, and how far it is.
 
-Only the standard library is imported at the top: Make asks for fingerprints (`sesa.records`) before anything is installed.
+Only the standard library is imported at the top: Make asks for fingerprints (`sesa.fingerprint`) before anything is installed.
 """
 
 import contextlib

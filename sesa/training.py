@@ -98,9 +98,9 @@ def train(
                 said = f"out of memory while sampling in step {step}: {hint}. The last checkpoint is good: {e}"
                 raise TrainingError(said) from e
             state["step"] = step + 1
-            state["metrics"].append(metrics)
-            _append(folder / "metrics.jsonl", metrics)
-            _append(folder / "timings.jsonl", {"step": step, **seconds})
+            for name, row in (("metrics", metrics), ("timings", {"step": step, **seconds})):
+                state[name].append(row)
+                _append(folder / f"{name}.jsonl", row)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or interrupted.is_set():
                 _save(folder, model, optimizer, state, ended=step + 1 == config.steps)
             seen = next(m for m in reversed(state["metrics"]) if "pass@1" in m)
@@ -308,17 +308,17 @@ def _save(folder: Path, model, optimizer, state: dict, ended: bool) -> None:
 
 def _resume(folder: Path, identity: dict, model, optimizer, config: Training) -> dict:
     """The state of the run in `folder` after at most `config.steps` steps, its weights loaded and its logs cut
-    back to it; a new state if there is none."""
+    back to it, or written as they were then; a new state if there is none."""
     theirs = read_json(folder / "run.json")
     if theirs is None:
         write_atomic(folder / "run.json", json.dumps(identity, indent=1) + "\n")
     elif difference := differing(theirs, identity):
         raise TrainingError(f"{folder} holds a run with other parameters ({difference}): take another folder, or delete it")
-    state = {"step": 0, "metrics": [], "found": set(), "monitor": replace(config.monitor)}
+    state = {"step": 0, "metrics": [], "timings": [], "found": set(), "monitor": replace(config.monitor)}
     if reached := [path for step, path in _checkpoints(folder) if step <= config.steps]:
         try:
             saved = torch.load(reached[-1], map_location="cpu", weights_only=True)
-            state = {"step": saved["step"], "metrics": saved["metrics"]}
+            state = {name: saved[name] for name in ("step", "metrics", "timings")}
             state |= {"found": set(saved["found"]), "monitor": Monitor(**saved["monitor"])}
         except Exception as e:  # whatever a damaged file makes of its readers
             hint = "delete it to begin anew" if len(reached) == 1 else f"delete it to go on from {reached[-2].name}"
@@ -328,10 +328,8 @@ def _resume(folder: Path, identity: dict, model, optimizer, config: Training) ->
     if state["step"] < config.steps:
         for left in folder.glob(".*.pt.*"):  # what a process left that was killed while it wrote
             left.unlink()
-        timings = folder / "timings.jsonl"
-        lines = timings.read_text(encoding="utf-8").splitlines() if timings.exists() else []
-        write_atomic(timings, "".join(f"{line}\n" for line in lines[: state["step"]]))
-        write_atomic(folder / "metrics.jsonl", "".join(map(line_of, state["metrics"])))
+    for name in ("metrics", "timings"):
+        write_atomic(folder / f"{name}.jsonl", "".join(map(line_of, state[name])))
     return state
 
 
