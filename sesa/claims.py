@@ -1,8 +1,8 @@
 """The claims table: each number of the paper (`data/paper_claims.csv`) beside ours, with a verdict by rule; and what
 the paper leaves open (`data/open_questions.csv`), with an answer by rule.
 
-A notebook measures with `measure` and stores with `save_claims`; `claims_table` joins a profile's rows with the paper's.
-The profile `study` is the evidence; in README the profile `laptop` stands beside it.
+A notebook measures with `measure` and stores with `save_claims`; `claims_table` joins a profile's rows with the
+paper's. The profile `study` is the evidence; in README the profile `laptop` stands beside it.
 """
 
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sesa.intervals import chance_note, interval, written
+from sesa.intervals import interval, written
 from sesa.runs import ROOT, home, verified_text, write_atomic
 
 PAPER = ROOT / "data" / "paper_claims.csv"
@@ -270,7 +270,8 @@ def message(shown: pd.DataFrame) -> str:
     """What the rows of `headline` say, in one line: how many have which verdict."""
     counts = shown["verdict"].value_counts()
     said = "; ".join(f"{n} {name}" for name, n in counts.items())
-    return f"Of {len(shown)} rows: {said}" if {*counts.index} & {*DECIDED} else f"No claim of the paper is decided here: {said}"
+    decided = {*counts.index} & {*DECIDED}
+    return f"Of {len(shown)} rows: {said}" if decided else f"No claim of the paper is decided here: {said}"
 
 
 def sign(kind: str) -> str:

@@ -1,10 +1,9 @@
-"""What README says of results, written by `make readme`: the claims of the paper, the open questions, and the benchmark.
+"""What README says of results, written by `make readme`: the paper's claims, the open questions, and the benchmark.
 
 Each section stands between two marks. The profile `study` is the evidence; the profile `laptop` stands beside it.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
