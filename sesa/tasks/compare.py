@@ -31,9 +31,10 @@ def same(gold: str, answer: str) -> bool:
     a, b = parts(gold), parts(answer)
     if not a.core or not b.core or any(x and y and x != y for x, y in zip(a[2:], b[2:], strict=True)):
         return False
-    if (a.moduli or b.moduli) and a.moduli != b.moduli and not _one_is_a_bare_residue(a, b):
+    alike = len(a.moduli) == len(b.moduli) and all(map(equal, a.moduli, b.moduli))
+    if not alike and not _one_is_a_bare_residue(a, b):
         return False
-    if len(a.moduli) == 1 and a.moduli == b.moduli and _congruent(a.core, b.core, a.moduli[0]):
+    if len(a.moduli) == 1 and alike and _congruent(a.core, b.core, a.moduli[0]):
         return True
     if a.bases or b.bases:
         return words_of(a.core).lstrip("0") == words_of(b.core).lstrip("0")
@@ -50,7 +51,9 @@ def _one_is_a_bare_residue(a, b) -> bool:
 
 def _congruent(a: str, b: str, modulus: str) -> bool:
     x, y = (re.fullmatch(r"(.*?)(-?\d{1,50})", core) for core in (a, b))
-    return bool(x and y and x[1] == y[1] and modulus.isdecimal() and int(modulus) and (int(x[2]) - int(y[2])) % int(modulus) == 0)
+    if not (x and y and words_of(x[1]) == words_of(y[1]) and modulus.isdecimal() and int(modulus)):
+        return False
+    return (int(x[2]) - int(y[2])) % int(modulus) == 0
 
 
 def equal(a: str, b: str) -> bool:
@@ -62,7 +65,7 @@ def equal(a: str, b: str) -> bool:
         return len(xs) == len(ys) > 1 and all(equal(x, y) for x, y in zip(xs, ys, strict=True))
     if prose(a) or prose(b) or LETTERED.fullmatch(a) and LETTERED.fullmatch(b) and "," not in a + b:
         return False
-    return any(verify(x, y, timeout_seconds=None) for x in readings(a) for y in readings(b))
+    return any(verify(x, y, timeout_seconds=None, allow_set_relation_comp=True) for x in readings(a) for y in readings(b))
 
 
 def readings(text: str) -> list[Basic | MatrixBase]:
@@ -108,10 +111,13 @@ def numbers_equal(a: Basic | MatrixBase, b: Basic | MatrixBase, *_) -> bool:
         difference, place = abs(x - y), max(_last_place(number, by) for number, by in zip(written, (x, y), strict=True))
         return difference == 0 or difference < place and difference <= TOLERANCE * max(abs(x), abs(y))
     a, b = (x.replace(lambda e: isinstance(e, Float), _value) for x in (a, b))
+    if a == b:  # infinite ones too
+        return True
     difference = a - b
     if difference.is_Rational or difference.free_symbols:
         return difference == 0
-    return bool(abs(difference.evalf(15, maxn=DIGITS)) <= Rational(1, 10 ** (DIGITS - 50)) * max(abs(a.evalf()), abs(b.evalf())))
+    gap = abs(difference.evalf(15, maxn=DIGITS))  # infinite, or no number, if one of them is
+    return bool(gap.is_finite and gap <= Rational(1, 10 ** (DIGITS - 50)) * max(abs(a.evalf()), abs(b.evalf())))
 
 
 def _value(number: Basic) -> Rational | None:

@@ -16,15 +16,18 @@ SIGNS = dict(pair.split(" ", 1) for pair in (  # a command ends with a space, as
     r"≠ \neq ;≡ \equiv ;≈ \approx ;± \pm ;∞ \infty ;√ sqrt;∪ \cup ;∩ \cap ;∈ \in ;∉ \notin ;∅ \emptyset ;⊂ \subset ;"
     r"⊆ \subseteq ;→ \to ;⇒ \implies ;∧ \land ;∨ \lor ;¬ \neg ;° ^\circ ;º ^\circ ;˚ ^\circ ;℃ ^\circ C;℉ ^\circ F;"
     r"∠ \angle ;△ \triangle ;⊥ \perp ;∥ \parallel ;∣ |;ℝ \mathbb{R};ℤ \mathbb{Z};ℚ \mathbb{Q};ℕ \mathbb{N};ℂ \mathbb{C};"
-    r"ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥"
+    r"ϕ \phi ;ϵ \epsilon ;… \ldots ;⋯ \ldots ;′ ';’ ';“ ;” ;。 .;、 ,;⁄ /;∕ /;￥ ¥;∛ cbrt;∓ \mp ;∆ \Delta ;∇ \nabla ;"
+    r"∂ \partial ;∑ \sum ;∏ \prod ;∫ \int ;∀ \forall ;∃ \exists ;∖ \setminus ;⊃ \supset ;⊇ \supseteq ;⇔ \iff ;"
+    r"⌊ \lfloor ;⌋ \rfloor ;⌈ \lceil ;⌉ \rceil "
 ).split(";"))  # fmt: skip
 SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖ]+")
 
+BRACED = r"\{[^{}]*\}"
 START, END = r"(?<![\\A-Za-z])", r"(?![A-Za-z])"  # of a word, and of a command
-NAMES = re.compile(
-    START + "(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|max|min|sqrt|infty"
-    "|infinity|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi)" + END
+NAMES = re.compile(  # "min" alone is a minute
+    START + r"(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|det|lcm|gcd|m(?:ax|in)(?=\s*[({\\])|sqrt"
+    "|infty|infinity|oo|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|rho|sigma|tau|pi)" + END
 )
 STYLES = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|ensuremath|underline|emph)\s*\{")
 TEXTS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|mathrm|mbox|hbox)\s*\{")
@@ -38,7 +41,8 @@ LEAD = re.compile(
 
 GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:(?<!\\)\\[,;:! ]\s*|\{,\}\s*|,\\!\s*| |')\d{3})+(?!\d)")  # 2\,500\,000
 REPEATING = re.compile(  # 0.8\overline{3}, 0.8(3)
-    r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?|\((\d{1,50})\))(?![\d.(\\])"
+    r"(?<![\d.])(\d{0,50})\.(\d{0,50})(?:\\(?:overline|bar|dot)\s*(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\))"
+    r"(?![\d.(]|\\(?:overline|bar|dot))"
 )
 DOTTED = re.compile(r"(?<![\d.])(\d{0,50}\.\d{0,50}?)(\d{1,20}?)\2{2,9}\s*\\ldots")  # 0.8333\ldots
 MIXED = re.compile(  # 5 3/4, 5 \frac{3}{4}
@@ -48,10 +52,11 @@ LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12
 REWRITES = [(re.compile(pattern), to) for pattern, to in (
     # layout and style
     (rf"\\left(?![a-z])\.?|\\right(?![a-z])\.?|\\(?:displaystyle|textstyle|limits|bf|rm|it|therefore){END}", ""),
-    (rf"\\(?:text)?color\s*\{{[^{{}}]*\}}|\\(?:tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){END}", ""),
+    (rf"\\[bB]igg?[lrm]?{END}|\\(?:text)?color\s*\{{[^{{}}]*\}}|\\(?:scriptstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){END}", ""),
     (r"(?<![\w)}\]*])\*\*([^\s*][^*]*)\*\*", r"\1"),
     # signs
-    (rf"\\[dtc]frac{END}", r"\\frac"),
+    (rf"\\(?:[dtcs]|nice)frac{END}", r"\\frac"),
+    (r"\\operatorname\*?\s*\{\s*(\\[a-z]+)\s*\}", r"\1 "),  # a name that NAMES found
     (rf"\\[lcdv]?dots[a-z]?{END}|\.{{3,}}", r"\\ldots "),
     (rf"\\(?:degree|textdegree){END}|\^\s*\{{\s*\\circ\s*\}}|\^\s*\\circ{END}\s*", r"^\\circ "),
     (rf"\\(?:leqslant|le){END}|<=", r"\\leq "),
@@ -62,11 +67,15 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (r"(?<=[A-Za-z\d)])'+", lambda m: "^{" + r"\prime" * len(m[0]) + "}"),
     # powers and roots
     (r"(?<!\*)\*\*(?!\*)", "^"),
-    (r"\^\s*([-+]?\d+)", r"^{\1}"),
+    (r"\^\s*([-+]?\d+(?:\.\d+)?)", r"^{\1}"),
     (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
-    (START + r"cbrt\s*(?=[({])", r"\\sqrt[3]"),
+    (START + r"cbrt\s*(?=[({\d])", r"\\sqrt[3]"),
     (rf"(?<=\d)\s*\\?,?\s*(hundred|thousand|[mbtr]+illion){END}",
      lambda m: rf"\times 10^{{{LARGE[m[1]]}}}" if m[1] in LARGE else m[0]),
+    # digits that repeat, under a bar or under a dot at both ends
+    ("(?:[0-9][\u0304\u0305])+", lambda m: rf"\overline{{{''.join(re.findall('[0-9]', m[0]))}}}"),
+    ("([0-9])\u0307", r"\\dot{\1}"),
+    (r"\\dot\s*\{?(\d)\}?(\d{0,50})\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
     # words
     (rf"(?<=\d)\s*(?:\^?\s*\\text\s*\{{\s*(?:st|nd|rd|th)\s*\}}"
      rf"|\^\s*\{{\s*(?:\\text\s*\{{)?\s*(?:st|nd|rd|th)\s*\}}\}}?|(?:st|nd|rd|th){END})", ""),
@@ -75,18 +84,18 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
      lambda m: ", " if m[1] else m[0]),
     # the modulus
     (r"\\text\s*\{\s*\(?mod(?:ulo)?\b\s*([^{}()]*)\)?\s*\}", r"mod \1"),
-    (r"\\pmod\s*([\dA-Za-z])|\(\s*\\?mod(?:ulo)?\s*([^(){}\\]{1,99}?)\s*\)|\\[bp]?mod\s*\{?([^(){}\\\s,]{1,99})\}?",
-     r"\\pmod{\1\2\3}"),
+    (rf"\\pmod\s*([\dA-Za-z])|\(\s*\\?[bp]?mod(?:ulo)?\s*((?:[^(){{}}\\]|{BRACED}){{1,99}}?)\s*\)"
+     rf"|\\[bp]?mod\s*(?:\{{((?:[^{{}}]|{BRACED})+)\}}|((?:[^(){{}}\\\s,]|{BRACED}){{1,99}}))", r"\\pmod{\1\2\3\4}"),
     (START + r"mod(?:ulo)?\s+(\w{1,99})", r"\\pmod{\1}"),
     # spaces
     (r"(?<=\d)\\[,;:!]\s*(?=\d{3}(?!\d))", ""),  # 3.141\,592
-    (rf"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|enspace|quad|qquad){END}|\{{,\}}(?!\d)", " "),
+    (rf"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|enspace|quad|qquad){END}|\\hspace\*?\s*\{{[^{{}}]*\}}|\{{,\}}(?!\d)", " "),
     (r"\{,\}", ","),
 )]  # fmt: skip
 
 
 def normal(text: str) -> str:
-    """The text in its normal form, "" if it is longer than LONGEST characters. Total; a normal form is its own normal form."""
+    """The text in its normal form, which is its own; "" if the text is longer than LONGEST characters. Total."""
     if len(text) > LONGEST:
         return ""
     for _ in range(ROUNDS):
@@ -105,7 +114,7 @@ def _round(text: str) -> str:
     text = GROUPS.sub(lambda m: "".join(re.findall(r"\d", m[0])), text)
     for pattern, to in REWRITES:
         text = pattern.sub(to, text)
-    text = NAMES.sub(lambda m: f"\\{'infty' if m[1] == 'infinity' else m[1]} ", text)
+    text = NAMES.sub(lambda m: f"\\{'infty' if m[1] in ('infinity', 'oo') else m[1]} ", text)
     text = _braced(text)
     text = DOTTED.sub(r"\1\\overline{\2}", text)
     text = REPEATING.sub(_fraction, text)
@@ -179,12 +188,12 @@ def _braced(text: str) -> str:
         start = m.end() - 1
         if start in closings:
             out[start], out[closings[start]] = "{", "}"
-    return re.sub(r"\\sqrt\s+(?=[\d{])", r"\\sqrt", re.sub(r"\\sqrt\s*(\d+)", r"\\sqrt{\1}", "".join(out)))
+    return re.sub(r"\\sqrt\s+(?=[\d{])", r"\\sqrt", re.sub(r"\\sqrt(\[\d+\])?\s*(\d+)", r"\\sqrt\1{\2}", "".join(out)))
 
 
 def _fraction(m: re.Match) -> str:
     """0.8\\overline{3}: 83 - 8 over 90."""
-    whole, start, block = m[1] or "0", m[2], m[3] or m[4]
+    whole, start, block = m[1] or "0", m[2], m[3] or m[4] or m[5]
     over = (10 ** len(block) - 1) * 10 ** len(start)
     return rf"\frac{{{int(whole + start + block) - int(whole + start)}}}{{{over}}}"
 
@@ -200,13 +209,16 @@ UNITS = {name: names.split()[0] for names in (
     "C", "F", "K", "N", "J", "W", "V", "A", "Hz", "Pa", "mol", "acre", "ha hectare", "\\%",
 ) for name in names.split()}  # fmt: skip
 BASES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-TOKEN = re.compile(r"\\text\{[^{}]*\}|\^\\circ\b|\\[A-Za-z]+|\\.|\^\s*\{?-?\d\}?|[A-Za-z]+|\d+|\s+|.", re.DOTALL)
-MODULUS = re.compile(r",?\s*\\pmod\{([^{}]*)\}")
+BASES = {name: str(base) for base, name in enumerate(BASES)} | {"binary": "2", "octal": "8", "hexadecimal": "16"}
+TEXT = rf"\\text\{{((?:[^{{}}]|{BRACED})*)\}}"
+TOKEN = re.compile(TEXT + r"|\^\\circ\b|\\[A-Za-z]+|\\.|\^\s*\{?-?\d\}?|[A-Za-z]+|\d+|\s+|.", re.DOTALL)
+MODULUS = re.compile(rf",?\s*\\pmod\{{((?:[^{{}}]|{BRACED})*)\}}")
+DIGITS = r"\d[0-9A-Fa-f]*|[A-F][0-9A-F]+"
 BASE = re.compile(  # 314_5, 2A_{16}, 314_{\text{five}}
-    r"(?<![A-Za-z\\])(\(?(?:\d[0-9A-Fa-f]*|[A-F][0-9A-F]*\d[0-9A-F]*)\)?)"
-    r"_\s*(?:\{\s*(?:\\text\{)?(?:base\s*)?(\w+)\s*\}?\}|(\d))"
+    rf"(?<![A-Za-z\\])(?:\(({DIGITS})\)|({DIGITS}))"
+    r"_\s*(?:\{\s*(?:\\text\{)?\(?(?:base\s*)?(\w+)\)?\s*\}?\}|(\w))"
 )
-IN_BASE = re.compile(r"\s*\(?(?:\\text\{\s*\(?)?(?:in )?\bbase[ -]?(\w+)\)?\s*\}?\)?$")
+IN_BASE = re.compile(r"\s*\(?(?:\\text\{\s*\(?)?(?:in )?\b(?:base[ -]?(\w+)|(binary|octal|hexadecimal))\)?\s*\}?\)?$")
 LABEL = re.compile(r"^(?:\\text\{([^{}=]*)\}|([A-Z]{2,}|[A-Za-z ]{4,}))\s*[=:](?![=:])\s*(?=.)")
 CURRENCY = re.compile(r"^([-+]?)\s*(\\\$|[$€£¥₹])\s*(?=[-+.\d])")
 NO_UNIT = re.compile(r"\\text\{\s*(?:or|and|if|when|where|for|but|not|than|with)\b")  # 5 or more
@@ -228,17 +240,16 @@ def parts(text: str) -> Parts:
     text = MODULUS.sub("", text).strip()
     bases = []
     for m in reversed([*BASE.finditer(text)]):
-        base = m[2] or m[3]
-        if m[1].strip("()").isdecimal() or base in ("11", "12", "13", "14", "15", "16"):  # A is a digit there
-            bases, text = [base, *bases], text[: m.end(1)] + text[m.end() :]
+        number, base = m[1] or m[2], m[3] or m[4]
+        if number.isdecimal() or base in ("11", "12", "13", "14", "15", "16"):  # A is a digit there
+            bases, text = [base, *bases], text[: m.start()] + number + text[m.end() :]
     if m := IN_BASE.search(text):
-        bases, text = [*bases, m[1]], text[: m.start()]
+        bases, text = [*bases, m[1] or m[2]], text[: m.start()]
     label = ""
     if m := LABEL.search(text):
         label, text = words_of(m[1] or m[2]), text[m.end() :]
     text, unit = _unit(text)
-    bases = [str(BASES.index(base)) if base in BASES else base for base in bases]
-    return Parts(bare(text), moduli, tuple(bases), unit, label)
+    return Parts(bare(text), moduli, tuple(BASES.get(base, base) for base in bases), unit, label)
 
 
 def _unit(text: str) -> tuple[str, str]:
@@ -250,16 +261,16 @@ def _unit(text: str) -> tuple[str, str]:
     for i in range(len(tokens) - 1, 0, -1):  # the first token is never one
         token, apart = tokens[i], not tokens[i - 1].strip() or tokens[i - 1] in ("/", "^\\circ")  # 5 m, not 5m: that is a product
         known = token.startswith(("\\text{", "^\\circ")) or _known(token) and (len(token) > 1 or apart)
-        if known or len(token) >= 4 and token.isalpha():
+        if known or len(token) >= 4 and token.isalpha() or token in ("sq", "cu") and cut < len(tokens):
             cut = i
-        elif not (re.fullmatch(r"\s+|\^\s*\{?-?\d\}?|/|\\cdot|\$|per|sq|a", token)):
+        elif not (re.fullmatch(r"\s+|\^\s*\{?-?\d\}?|[/.]|\\cdot|\$|per|a", token)):
             break
     before, after = "".join(tokens[:cut]).rstrip(), tokens[cut:]
     explicit = any(token.startswith(("\\text{", "^\\circ", "\\%")) for token in after[:1])
     number = re.search(r"[\d)}\]!.]$|\\pi$", before)
     if not after or not before or NO_UNIT.match(after[0]) or not (explicit or number):
         return text, ""
-    return before, _canonical(" ".join(after))
+    return before, _canonical("".join(after))
 
 
 def _known(word: str) -> str | None:
@@ -268,10 +279,11 @@ def _known(word: str) -> str | None:
 
 
 def _canonical(unit: str) -> str:
-    plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", unit).replace("\\cdot", " ").split())
+    plain = " ".join(re.sub(TEXT, r" \1 ", unit).replace("\\cdot", " ").split())
     plain = re.sub(r"\b(?:square|sq\.?) (\w+)", r"\1^2", plain)
     plain = re.sub(r"\bcubic (\w+)|\bcu\.? (\w+)", r"\1\2^3", plain)
     plain = re.sub(r"\s*(?:\bper\b|/)\s*", "/", re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", plain))
+    plain = re.sub(r" ([A-Za-z]+)\^-(\d)", lambda m: f"/{m[1]}^{m[2]}".removesuffix("^1"), plain)  # m s^{-1}
     plain = re.sub(r" squared\b", "^2", re.sub(r" cubed\b", "^3", plain))
     plain = re.sub(r"\bunits?\b(?:\^\d)?", "", plain)
     return " ".join(re.sub(r"\^\\circ|\\?[A-Za-z%$]+|[¢€£¥₹]", lambda m: _known(m[0]) or m[0].lower(), plain).split())
@@ -279,7 +291,7 @@ def _canonical(unit: str) -> str:
 
 def words_of(text: str) -> str:
     """The text as words: in lower case, without \\text, quotes, full stops but decimal points, and spaces but between digits."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(TEXT, r" \1 ", text)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)|[\"$]|\.(?!\d)", "", text).lower()
 
 
@@ -290,6 +302,7 @@ def prose(text: str) -> bool:
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", plain)
     word = r"(?<![\\A-Za-z])(?:[^\W\d_]{4,}|[A-Z][a-z]{2,})"
     beside = beside or re.search(rf"{word}\s+\w|\w\s+{word}|\\partial|\\frac\s*\{{d[^{{}}]*\}}\{{d", plain)
+    beside = beside or re.search(r"\d\s*(?!x\b)[A-Za-z]+\s+\d", plain)  # 4 ft 3 in
     return bool(beside) or not plain.isascii()
 
 
