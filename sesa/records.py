@@ -56,12 +56,18 @@ def recorded(
         common: the arguments that all pieces have alike.
 
     Raises:
+        ValueError: `jobs` is below 1, or an argument stands both in a piece and in `common`, or is named "code".
         RecordError: SESA_REDRAW is set and the result is neither recorded nor committed, or with other arguments.
     """
     import pandas as pd
 
     if jobs < 1:
         raise ValueError(f"jobs is a number of processes, at least 1, not {jobs}")
+    in_pieces = {key for piece in pieces for key in piece}
+    if twice := in_pieces & common.keys():
+        raise ValueError(f"{', '.join(sorted(twice))}: given in a piece and beside the pieces; give it in one place")
+    if "code" in in_pieces | common.keys():
+        raise ValueError("no argument may be named code: manifests call the fingerprint so")
     code = code_behind(compute)
     paths = [home() / "runs" / profile / notebook / _file_name(name, piece) for piece in pieces]
     inputs = [json.loads(json.dumps({"code": code, **piece, **common})) for piece in pieces]
@@ -132,13 +138,16 @@ def to_csv(table) -> str:
     A column that CSV cannot give back as it is ("", "007", "True", 1 beside "1", a list) is written as JSON, and its
     name says so.
     """
-    written = table.astype({column: "float64" for column in table.select_dtypes("floating").columns})
-    for column in written.columns:
-        if str(column).endswith(JSON_COLUMN) or not _comes_back(written[column]):
-            values = written[column].astype(object)
-            written[column] = [None if _is_missing(v) else json.dumps(v, default=_plain) for v in values]
-            written = written.rename(columns={column: f"{column}{JSON_COLUMN}"})
-    return written.to_csv(index=False, lineterminator="\n")
+    import pandas as pd
+
+    exact = table.astype({column: "float64" for column in table.select_dtypes("floating").columns})
+    written = {}
+    for name, column in exact.items():
+        if str(name).endswith(JSON_COLUMN) or not _comes_back(column):
+            cells = [None if _is_missing(v) else json.dumps(v, default=_plain) for v in column.astype(object)]
+            name, column = f"{name}{JSON_COLUMN}", pd.Series(cells, index=exact.index)
+        written[name] = column
+    return pd.DataFrame(written).to_csv(index=False, lineterminator="\n")
 
 
 def read_table(path: Path):

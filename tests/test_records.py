@@ -89,6 +89,19 @@ def test_recorded_refuses_no_jobs(experiment, jobs):
     assert experiment.calls() == []
 
 
+@pytest.mark.parametrize(
+    "piece,common,said",
+    [
+        ({"seed": 1}, {"seed": 2}, "seed: given in a piece and beside"),
+        ({"code": "x"}, {}, "no argument may be named code"),
+        ({"seed": 1}, {"code": "x"}, "no argument may be named code"),
+    ],
+)
+def test_recorded_refuses_an_argument_that_another_would_hide(home, piece, common, said):
+    with pytest.raises(ValueError, match=said):
+        recorded("99_test", "laptop", "names", lambda **_: pd.DataFrame({"x": [1]}), [piece], **common)
+
+
 def test_recorded_adds_a_piece_and_computes_just_that(experiment):
     experiment.run(SEEDS[:2])
     experiment.calls()
@@ -165,6 +178,12 @@ def test_a_table_keeps_kinds(tmp_path, column):
         v if not pd.api.types.is_scalar(v) or not pd.isna(v) else None for v in table["x"].tolist()
     ]
     assert table["x"].dtype == object or back["x"].dtype == table["x"].dtype
+
+
+def test_columns_named_like_coded_ones_stay_apart(tmp_path):
+    table = pd.DataFrame({"a": ["", "x"], "a (JSON)": ["", "[1]"], "a (JSON) (JSON)": [1, 2]})
+    (tmp_path / "t.csv").write_text(to_csv(table))
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv").astype(object), table.astype(object))
 
 
 def test_a_table_keeps_the_value_of_small_floats_and_a_column_without_values(tmp_path):
