@@ -36,6 +36,9 @@ COMPACT = [
         ("<think>a</think>b", " b"), ("b<think>a</think>c", "b c"), ("b<think>a", "b "), ("a</think>b", "b"), ("a</think>b</think>c", "c"),
         ("<think><think>a</think>b</think>c", "c"), ("<THINK>a</Think>b", " b"), ("< think >a</ think >b", " b"), ("<thinking>a</thinking>b", " b"),
         ("<reasoning>a", " "), ("[THINK]a[/THINK]b", " b"), ("I think so", "I think so"), ("a < think", "a < think"), ("<thinker>a", "<thinker>a"), ("", ""),
+        ("◁think▷a◁/think▷b", " b"), ("<seed:think>a</seed:think>b", " b"), ("<|begin_of_thought|>a<|end_of_thought|>b", " b"),
+        ("<|START_THINKING|>a<|END_THINKING|>b", " b"), ("<|think|>a<|/think|>b", " b"), ("<thoughts>a", " "), ("<scratchpad>a</scratchpad>b", " b"),
+        ("|think| a", "|think| a"), ("[think about it]", "[think about it]"), ("<end_thought>", "<end_thought>"),
         ("<thi<think>a</think>nk>b", "<thi nk>b"),
     ],
 )  # fmt: skip
@@ -106,6 +109,16 @@ def test_a_thought_changes_no_grade(thought, other, text):
             assert read(problem, f"{thought}</think>{text}") == read(problem, f"{other}</think>{text}")
     for task in (LAKE, ROOM):
         assert task.actions_in(f"<think>{thought}</think>{text}") == task.actions_in(f"<think>{other}</think>{text}")
+
+
+def test_answers_behind_a_long_thought_are_read():
+    paths, math = COMPACT[4], COMPACT[0]
+    path = min(paths.problems[0].treasures)
+    solution = math.problems[0].work(math.sketches(math.problems[0])[0])[0]
+    for task, text in ((paths, path), (math, solution)):
+        problem = task.problems[0]
+        assert task.grade(problem, f"<think>{'hm ' * 1000}</think>{text}") == task.grade(problem, text)
+        assert task.grade(problem, text).key
 
 
 def test_sketches_and_lines_behind_a_thought_are_read():

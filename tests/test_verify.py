@@ -175,7 +175,7 @@ def test_decimals_are_equal_to_what_they_round(value, up):
 PIECES = [
     r"\text{", r"\mathbf{", r"\frac", r"\pmod", r"\sqrt", "sqrt(", "^(", r"\overline{", r"\ldots", r"\circ", r"\,", r"\ ", "{,}", " and ", "or", "mod ",
     "base ", "km", " per ", "/", r"\left(", r"\right)", "**", "$", r"\(", r"\)", "%", "1", "23", "456", ".", "}", ")", " ", "_", "^", "answer is ",
-    "million", "p.m.", "'", "\\", "²", "⁻", "½", "…", "１", "（", "°", r"\pi", "pi", "e-5", "&", "\u0305", "th", "x10^", "\ud800", "\0", "AB", "=", ":",
+    "million", "p.m.", r"(\bmod ", r"\pmod{{}", r"\text{{}", "_{(", " ft ", "sq. ", "\u0307", r"\dot1", r"\operatorname{", "'", "\\", "²", "⁻", "½", "…", "１", "（", "°", r"\pi", "pi", "e-5", "&", "\u0305", "th", "x10^", "\ud800", "\0", "AB", "=", ":",
 ]  # fmt: skip
 
 

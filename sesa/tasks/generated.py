@@ -27,9 +27,9 @@ END = "<|im_end|>"
 FORMS = ("compact", "chat")
 CHAT_TOKENS, SKETCH_TOKENS = 512, 32  # in the chat form, of a solution or a turn, and of a sketch
 SYSTEM = ("system", "You're a helpful assistant.")  # RAGEN's
-THINK = r"\s{0,9}(?:think|thinking|thought|reasoning)\s{0,9}"
-THOUGHT_END = re.compile(rf"[<\[]/{THINK}[>\]]", re.IGNORECASE)
-THOUGHT = re.compile(rf"[<\[]{THINK}[>\]].*?(?:{THOUGHT_END.pattern}|\Z)", re.DOTALL | re.IGNORECASE)
+THINK = r"\s{0,9}(?:\w{1,9}:)?(?:think|thinking|thoughts?|reasoning|scratchpad)\s{0,9}\|?[>\]▷]"
+THOUGHT_END = re.compile(rf"[<\[◁](?:\|?/|\|end_(?:of_)?){THINK}", re.IGNORECASE)
+THOUGHT = re.compile(rf"[<\[◁](?:\|(?:begin_of_|start_)?)?{THINK}.*?(?:{THOUGHT_END.pattern}|\Z)", re.DOTALL | re.IGNORECASE)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
@@ -55,7 +55,8 @@ def named(grid: str) -> str:
 
 def said(text: str) -> str:
     """The text without its thoughts: <think>...</think>, what follows an open <think>, and what precedes a stray </think>, as a template may
-    open the thought in the prompt. <thinking>, <thought>, <reasoning> and square brackets are read alike. For every task's grader; total."""
+    open the thought in the prompt. Read alike: <thinking>, <thought>, <reasoning>, <scratchpad>, [think], ◁think▷, <seed:think>, <|think|> and
+    <|begin_of_thought|>...<|end_of_thought|>. For every task's grader; total."""
     return THOUGHT_END.split(THOUGHT.sub(" ", text))[-1]
 
 

@@ -226,7 +226,8 @@ class MathTask(Puzzle):
 
 def _compact(text: str) -> str:
     """Without thoughts and blanks; nothing of a text that is too long."""
-    return "".join(said(text).split()) if len(text) <= LONGEST else ""
+    text = said(text)
+    return "".join(text.split()) if len(text) <= LONGEST else ""
 
 
 def words_of(text: str) -> str | None:

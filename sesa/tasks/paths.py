@@ -244,9 +244,10 @@ class PathTask:
 
     def _place(self, text: str, level: int) -> str | None:
         """The path that `text` names, blanks around names forgiven; None if it is no path of this tree."""
+        text = said(text)
         if len(text) > 200:  # no path comes near; text without end costs nothing
             return None
-        key = "/".join(name.strip() for name in said(text).split("/"))
+        key = "/".join(name.strip() for name in text.split("/"))
         return key if key in self._places[level - 1] else None
 
     # ------------------------------------------------------------------------------------------------------- warm start
