@@ -205,7 +205,7 @@ def text_loss_backward(
     for start in range(0, len(rows), micro_batch):
         part = rows[start : start + micro_batch]
         width = len(part[-1][0])
-        ids = torch.full((len(part), width), tokenizer.pad_token_id)
+        ids = torch.zeros(len(part), width, dtype=torch.long)  # what pads, on the right, is never looked at
         taught = torch.zeros(len(part), width, dtype=torch.bool)
         for r, (row, marks) in enumerate(part):
             ids[r, : len(row)], taught[r, : len(row)] = torch.tensor(row), torch.tensor(marks)

@@ -177,8 +177,7 @@ def test_a_space_that_the_model_writes_first_is_in_its_text():
 
 
 def test_what_is_taught_and_what_is_scored_has_no_space_at_a_seam(reference):
-    tokenizer = llama2()
-    tokenizer.pad_token = END
+    tokenizer = llama2()  # which has no token to pad with
     model = random_llama(len(tokenizer))
     head, tail = tokenizer.encode("map7 from Hunan\n"), tokenizer.encode("map7 from Hunan\nChangsha\n")
     alone = reference(model, head, tail[len(head) :])
