@@ -5,8 +5,8 @@
 
 `sesa.sampling` draws the groups, on every process those of its own problems, and TRL's `rollout_func` takes them in: one row per
 completion, each after its own prompt. A group of a two-stage arm is 2G rows: G sketches, then the G solutions; an agent's is one row per
-trajectory, in which the loss sees what the policy wrote and not what the environment said. Problems and seeds of a step are those of `sesa.training`, and so is the gradient: TRL gets the advantages of `sesa.objective` in the place of rewards, and scales
-nothing. Its own scaling divides by the deviation with n - 1 over all n rows of a group: its advantages would be sqrt((n - 1) / n) of
+trajectory, in which the loss sees what the policy wrote and not what the environment said. Problems and seeds of a step are those of `sesa.training`, and
+so is the gradient: TRL gets the advantages of `sesa.objective` in the place of rewards, and scales nothing. Its own scaling divides by the deviation with n - 1 over all n rows of a group: its advantages would be sqrt((n - 1) / n) of
 ours, n = G in one stage and 2G in two (and it adds 1e-4 to the deviation, not 1e-6).
 
 Run by us: on CPUs, one process and two (torchrun). Not run by us yet: GPUs (where `LocalEngine` samples in bfloat16, also if training is in
