@@ -4,6 +4,7 @@ import ast
 import json
 import operator
 import re
+from decimal import Decimal
 from fractions import Fraction
 from math import sqrt
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from sesa.models import word_tokenizer
 from sesa.runs import ROOT, DataError
 from sesa.tasks import Grade
+from sesa.tasks.local_data import text_of
 from sesa.tasks.math import PLANS, SOURCES, TOP, HubMath, HubProblem, MathConfig, MathTask, Problem, load_problems
 
 TASK = MathTask()
@@ -434,6 +436,14 @@ def test_only_the_split_asked_for_is_read():
     assert [(p.question, p.answer) for p in load_problems(GSM8K, REVISION, folder=CASES / "07_gsm8k_as_downloaded")] == [("Train question?", "1")]
     with pytest.raises(DataError, match="test.jsonl is of the split 'train'"):
         load_problems(GSM8K, REVISION, folder=CASES / "07_gsm8k_as_downloaded" / "main" / "test.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(45.0, "45"), (1e20, "1" + "0" * 20), (Decimal("0.10"), "0.10"), (Decimal("1e999999999"), "1E+999999999"), (float("inf"), ""), (True, ""), ("007 ", "007")],
+)
+def test_a_cell_as_text(value, text):
+    assert text_of(value) == text
 
 
 def test_numbers_are_kept_and_a_null_alone_is_dropped():

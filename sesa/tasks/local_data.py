@@ -68,5 +68,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         value = Decimal(repr(value))
     if isinstance(value, Decimal):
-        value = int(value) if value.is_finite() and value == value.to_integral_value() else f"{value:f}"
+        if not value.is_finite():
+            return ""
+        if abs(value.adjusted()) < 1000:  # 1e999999999 written out would fill the memory
+            value = int(value) if value == value.to_integral_value() else f"{value:f}"
     return str(value).strip()
