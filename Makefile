@@ -26,7 +26,7 @@ $(if $(STAMPS),,$(error nothing to run, see the message above))
 TODO := $(filter-out %.done,$(STAMPS))
 endif
 
-reproduce: $(TODO)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: about 45 min on 2 cores)
+reproduce: $(TODO)  ## all notebooks at PROFILE: figures/PROFILE/ with the executed notebooks and claims.csv (laptop: about an hour on 2 cores)
 	@echo "All notebooks are done at profile $(PROFILE): see figures/$(PROFILE)/"
 
 # The claims come last: they are joined from what all other notebooks leave.
@@ -39,7 +39,7 @@ $(TODO): | $(READY)
 smoke:  ## all notebooks at the profile `smoke`, to see that they run; no claim is made (3 min)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
-test: $(READY)  ## all tests (14 min)
+test: $(READY)  ## all tests (about 16 min)
 	$(RUN) -m pytest
 
 bench: $(READY)  ## speed and memory beside TRL and transformers' generate, to figures/PROFILE/bench.* (4 min, leave the machine alone)
