@@ -286,6 +286,23 @@ def test_the_readmes_numbers_of_sketches_are_those_of_the_study():
         assert f"({r['effect']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" in text
 
 
+def test_the_readmes_numbers_of_sampling_are_those_of_the_study():
+    text, study = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "figures" / "study"
+    table = pd.read_csv(study / "01_temperature.csv")
+    found = table[(table["what"] == "distinct") & (table["samples"] == 500)].set_index(["temperature", "sampler"])["mean"]
+    ten, alone, hot = found[0.5, "sequential-10"], found[0.5, "parallel"], found[1.0, "parallel"]
+    assert f"lists of 10 find {ten:.0f} of 2,282 places in 500 draws, independent draws {alone:.1f} (" in text
+    assert f"at 1, independent draws find {hot:.0f}." in text
+    assert f"the ratio of distinct paths is at most {ten / alone:.1f} (" in text
+    assert f"for lists of 32 it reaches {found[0.5, 'sequential-32'] / alone:.1f}." in text
+    known = pd.read_csv(study / "01_known.csv")
+    last = known[known["samples"] == known["samples"].max()].groupby(["way", "tree", "sampler"])["distinct"].mean()
+    said = {at: f"{last[(*at, 'parallel')]:.0f} {word} {last[(*at, 'sequential-10')]:.0f}" for at, word in {
+        ("constrained", "world"): "to", ("constrained", "us"): "to", ("free", "us"): "to", ("free", "world"): "and"}.items()}  # fmt: skip
+    names, free = ([said[way, tree] for tree in trees] for way, trees in (("constrained", ("world", "us")), ("free", ("us", "world"))))
+    assert f"({names[0]} and {names[1]})" in text and f"({free[0]}; {free[1]})" in text
+
+
 def test_the_learning_rates_of_laptop_are_those_that_the_study_found():
     """By the rule that notebook 06 states: the mean of pass@1 and pass@16 over the last three probes and all tuning seeds."""
     tuning = pd.read_csv(ROOT / "figures" / "study" / "records" / "06_tuning.csv")
